@@ -1,0 +1,115 @@
+"""The `medsr` command: its sub-commands, and the one place where errors become sentences and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from medsr_cli import __version__
+from medsr_cli.cli import demo, finetune, inspect, models, upscale, weights
+from medsr_cli.errors import MedsrError
+
+INTERRUPTED = 130
+TERMINATED = 143
+
+HELP = """Super-resolution for medical images: DICOM, NIfTI, NRRD, MetaImage, MGZ, PNG, JPEG and TIFF, in the
+right place and in the right units.
+
+Research use; not a medical device. In-plane only: slices are not made thinner.
+"""
+
+EPILOG = (
+    "Exit codes: 0 done · 1 run error · 2 arguments · 3 some inputs of a batch failed · 4 device not there · "
+    "5 weights missing or failing their checksum · 6 input refused · 7 quality gate failed."
+)
+
+app = typer.Typer(
+    name="medsr",
+    help=HELP,
+    epilog=EPILOG,
+    no_args_is_help=True,
+    # Local variables hold pixels and tags: they are never shown, not even in a crash.
+    pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("upscale")(upscale.upscale)
+app.command("finetune")(finetune.finetune)
+app.command("inspect")(inspect.inspect)
+app.command("models")(models.models)
+app.add_typer(weights.app, name="weights")
+app.command("demo")(demo.demo)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"medsr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def medsr(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Nothing but `--version` stands before a command."""
+
+
+def run() -> NoReturn:
+    """Parse the arguments, run the command, end the process."""
+    signal.signal(signal.SIGTERM, _stop)
+    debug = "--debug" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+    except MedsrError as error:
+        _explain(str(error), debug)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        _explain("Interrupted; nothing half-done was left behind.", debug)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone: there is nobody to tell.
+        with contextlib.suppress(OSError):
+            sys.stdout.close()
+        code = 1
+    except Exception as error:
+        code = _usage_or_crash(error, debug)
+    sys.exit(code or 0)
+
+
+def _usage_or_crash(error: Exception, debug: bool) -> int:
+    import click
+
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, click.Abort):
+        return INTERRUPTED
+    if isinstance(error, MemoryError):
+        _explain("There is not enough memory. Use a smaller --tile, or close other programs.", debug)
+        return 1
+    _explain(
+        f"Something went wrong inside medsr ({type(error).__name__}). Run it again with --debug for details.", debug
+    )
+    return 1
+
+
+def _explain(sentence: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    typer.echo(f"medsr: {sentence}", err=True)
+
+
+def _stop(signum: int, frame: FrameType | None) -> NoReturn:
+    # Raised in the main thread, so that every temporary file is removed on the way out.
+    raise SystemExit(TERMINATED)

@@ -1,0 +1,305 @@
+"""`medsr finetune`: the new checkpoint's path on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from medsr_cli.training.validation import VolumeScore
+
+INTERRUPTED = 130
+"""Exit code where Ctrl-C or a kill stopped the training, as shells count it."""
+LINE_EVERY_SECONDS = 60.0
+"""Time between two lines of a job's log."""
+
+TRAINING = "Recipe (defaults: stage 1 of the RDST paper)"
+DATA = "Images"
+RUN = "Run"
+SAYS = "What the checkpoint says of itself"
+
+
+def finetune(  # noqa: PLR0917 - one parameter per option
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Images, a subject's in a folder of its own; or a packed file.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint to write (.safetensors).")],
+    model: Annotated[str, typer.Option("--model", "-m", help="rdst (8 blocks) or rdst-e (4).")] = "rdst",
+    scale: Annotated[int, typer.Option("--scale", "-s", help="2, 3 or 4.")] = 4,
+    validation: Annotated[
+        Path | None, typer.Option("--val", help="A folder to validate on.", rich_help_panel=DATA)
+    ] = None,
+    validation_subjects: Annotated[
+        list[str] | None,
+        typer.Option("--val-subject", help="Subjects of DIR to validate on (patterns).", rich_help_panel=DATA),
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option("--include", help="Take only these names (patterns).", rich_help_panel=DATA)
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", help="Leave these out (patterns).", rich_help_panel=DATA)
+    ] = None,
+    axis: Annotated[str, typer.Option("--axis", help="Slice axis.", rich_help_panel=DATA)] = "auto",
+    pack_only: Annotated[
+        bool,
+        typer.Option("--pack-only", help="Write the slices into one file, to be trained on elsewhere; no training."),
+    ] = False,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="Go on with this checkpoint: a path or an id.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--start", help="Take what fits from a checkpoint of another size.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="paper, or quick: what works on two cores.", rich_help_panel=TRAINING),
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(help="Steps [100000].", rich_help_panel=TRAINING)] = None,
+    batch: Annotated[int | None, typer.Option(help="Patches a step [32].", rich_help_panel=TRAINING)] = None,
+    patch: Annotated[
+        int | None, typer.Option(help="Side of a low-resolution patch [24].", rich_help_panel=TRAINING)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", help="Adam's [2e-4].", rich_help_panel=TRAINING)
+    ] = None,
+    betas: Annotated[
+        tuple[float, float] | None, typer.Option(help="Adam's [0.9 0.99].", rich_help_panel=TRAINING)
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="constant or cooldown [constant].", rich_help_panel=TRAINING)
+    ] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps of rising rate [0].", rich_help_panel=TRAINING)] = None,
+    cooldown: Annotated[
+        float | None, typer.Option(help="Share of the run with falling rate [0.2].", rich_help_panel=TRAINING)
+    ] = None,
+    augment: Annotated[
+        bool | None,
+        typer.Option("--augment/--no-augment", help="Flip and transpose patches [no].", rich_help_panel=TRAINING),
+    ] = None,
+    gain: Annotated[
+        float | None, typer.Option(help="Brighten patches by up to this factor [1].", rich_help_panel=TRAINING)
+    ] = None,
+    reduced_share: Annotated[
+        float | None, typer.Option(help="Share of patches at half resolution [0].", rich_help_panel=TRAINING)
+    ] = None,
+    minimum_deviation: Annotated[
+        float | None, typer.Option(help="Draw flatter patches again [0].", rich_help_panel=TRAINING)
+    ] = None,
+    linear_steps: Annotated[
+        int | None, typer.Option(help="Steps that train head and tail alone, first [0].", rich_help_panel=TRAINING)
+    ] = None,
+    clip_norm: Annotated[
+        float | None, typer.Option(help="Largest gradient norm; 0: none [0].", rich_help_panel=TRAINING)
+    ] = None,
+    average: Annotated[
+        float | None, typer.Option(help="Decay of the weights' moving average [0].", rich_help_panel=TRAINING)
+    ] = None,
+    validate_every: Annotated[
+        int | None, typer.Option(help="Steps between validations [500].", rich_help_panel=TRAINING)
+    ] = None,
+    validation_slices: Annotated[
+        int, typer.Option(min=0, help="Slices a volume in a validation; 0: all.", rich_help_panel=TRAINING)
+    ] = 8,
+    seed: Annotated[int | None, typer.Option(help="[0]", rich_help_panel=TRAINING)] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16 [fp32].", rich_help_panel=TRAINING)] = None,
+    device: Annotated[
+        str, typer.Option("--device", "-d", help="auto, cpu, cuda[:N] or mps.", rich_help_panel=RUN)
+    ] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.", rich_help_panel=RUN)] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Stop training then; --resume goes on.", rich_help_panel=RUN)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run.", rich_help_panel=RUN)] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT, start anew.", rich_help_panel=RUN)
+    ] = False,
+    keep_work: Annotated[
+        bool, typer.Option("--keep-work", help="Keep OUT.work: slices, state, log.", rich_help_panel=RUN)
+    ] = False,
+    half: Annotated[
+        bool, typer.Option("--half/--no-half", help="Write half precision if it costs under 0.01 dB.")
+    ] = True,
+    modality: Annotated[str | None, typer.Option(help="mr, ct, us or xr.", rich_help_panel=SAYS)] = None,
+    body_part: Annotated[str, typer.Option(help="For example brain.", rich_help_panel=SAYS)] = "any",
+    licence: Annotated[
+        str, typer.Option("--licence", "--license", help="Of the weights.", rich_help_panel=SAYS)
+    ] = "not stated",
+    data_licence: Annotated[
+        str, typer.Option("--data-licence", "--data-license", help="Of the images.", rich_help_panel=SAYS)
+    ] = "not stated",
+    show_names: Annotated[
+        bool, typer.Option("--show-names", help="Name subjects in the card.", rich_help_panel=SAYS)
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but errors on stderr.")] = False,
+) -> None:
+    """Train or fine-tune a network on a folder of images, and write a checkpoint that --weights takes.
+
+    Low-resolution slices are made from the images themselves; subjects are held out to validate on, beside
+    bicubic. A network that is not better than its start and than bicubic is not written (exit 7). Ctrl-C
+    saves the state: the same command with --resume goes on exactly. Research use; in-plane only.
+    """
+    from medsr_cli.tasks.finetune import FinetuneRequest
+    from medsr_cli.tasks.finetune import as_json as to_json
+    from medsr_cli.tasks.finetune import finetune as train
+
+    given: dict[str, Any] = {
+        "iterations": iterations,
+        "batch": batch,
+        "patch": patch,
+        "learning_rate": learning_rate,
+        "betas": betas,
+        "schedule": schedule,
+        "warmup": warmup,
+        "cooldown": cooldown,
+        "augment": augment,
+        "gain": gain,
+        "reduced_share": reduced_share,
+        "minimum_deviation": minimum_deviation,
+        "linear_steps": linear_steps,
+        "clip_norm": clip_norm,
+        "average": average,
+        "validate_every": validate_every,
+        "seed": seed,
+        "precision": precision,
+    }
+    request = FinetuneRequest(
+        folder=folder,
+        output=output,
+        model=model,
+        scale=scale,
+        validation=validation,
+        validation_subjects=tuple(validation_subjects or ()),
+        weights=weights,
+        start=start,
+        preset=preset,
+        settings={name: value for name, value in given.items() if value is not None},
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        axis=axis,
+        device=device,
+        threads=threads,
+        max_minutes=max_minutes,
+        resume=resume,
+        overwrite=overwrite,
+        keep_work=keep_work,
+        pack_only=pack_only,
+        half=half,
+        validation_slices=validation_slices,
+        modality=modality,
+        body_part=body_part,
+        licence=licence,
+        data_licence=data_licence,
+        show_names=show_names,
+    )
+    with _watcher(quiet=quiet, bar=not no_progress) as watcher:
+        result = train(request, watcher)
+    if as_json:
+        print(to_json(result))
+    elif result.output is not None:
+        print(result.output)
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+class _Lines:
+    """Plain lines for a job's log: notes, validations, and where the training is once a minute."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._loss = 0.0
+        self._steps = 0
+        self._since = time.monotonic()
+
+    def packing(self, done: int, total: int) -> None:
+        if done == total:
+            self.note(f"Read {total} images.")
+
+    def note(self, sentence: str) -> None:
+        if not self._quiet:
+            print(sentence, file=sys.stderr, flush=True)
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        self._loss += loss
+        self._steps += 1
+        elapsed = time.monotonic() - self._since
+        if elapsed >= LINE_EVERY_SECONDS:
+            rate = self._steps / elapsed
+            left = _duration((total - done) / rate)
+            self.note(f"step {done} of {total}, loss {self._loss / self._steps:.5f}, {rate:.2f} steps/s, {left} left")
+            self._loss, self._steps, self._since = 0.0, 0, time.monotonic()
+
+    def validated(self, done: int, scores: list[VolumeScore], best: bool) -> None:
+        self.note(f"step {done}: {_verdict(scores, best)}")
+
+
+class _Bar(_Lines):
+    """A bar with rate, loss, time left and the last validation; notes are printed above it."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(quiet=False)
+        self._progress = progress
+        self._packing = progress.add_task("reading images", total=None, visible=False, figures="")
+        self._training = progress.add_task("training", total=None, visible=False, figures="")
+        self._begun: tuple[int, float] | None = None
+        self._smooth: float | None = None
+        self._last = ""
+
+    def packing(self, done: int, total: int) -> None:
+        self._progress.update(self._packing, completed=done, total=total, visible=done < total)
+
+    def note(self, sentence: str) -> None:
+        self._progress.console.print(sentence, markup=False, highlight=False)
+
+    def step(self, done: int, total: int, loss: float) -> None:
+        if self._begun is None:
+            self._begun = (done - 1, time.monotonic())
+        self._smooth = loss if self._smooth is None else 0.98 * self._smooth + 0.02 * loss
+        rate = (done - self._begun[0]) / max(time.monotonic() - self._begun[1], 1e-6)
+        left = _duration((total - done) / rate)
+        figures = f"{rate:.2f}/s  {left} left  loss {self._smooth:.5f}  {self._last}"
+        self._progress.update(self._training, completed=done, total=total, visible=True, figures=figures)
+
+    def validated(self, done: int, scores: list[VolumeScore], best: bool) -> None:
+        self._last = _verdict(scores, best)
+        super().validated(done, scores, best)
+
+
+def _verdict(scores: list[VolumeScore], best: bool) -> str:
+    gain = sum(score.gain_db for score in scores) / len(scores)
+    psnr = sum(score.psnr for score in scores) / len(scores)
+    return f"{psnr:.2f} dB, {gain:+.2f} dB against bicubic{', the best so far' if best else ''}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    if minutes < 100:
+        return f"{minutes} min" if minutes else f"{seconds:.0f} s"
+    return f"{hours} h"
+
+
+@contextlib.contextmanager
+def _watcher(*, quiet: bool, bar: bool) -> Iterator[_Lines]:
+    if quiet or not bar or not sys.stderr.isatty():
+        yield _Lines(quiet=quiet)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield _Bar(progress)

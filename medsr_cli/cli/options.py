@@ -1,0 +1,30 @@
+"""Options that mean the same in every command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Option("-m", "--model", help="Method, variant or checkpoint id; see medsr models.")]
+Scale = Annotated[float, typer.Option("-s", "--scale", help="In-plane enlargement.")]
+Weights = Annotated[
+    str | None, typer.Option("--weights", help="A checkpoint's id or a .safetensors file, instead of the best one.")
+]
+Device = Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N, gpu or mps.")]
+Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; all cores unless given.")]
+Axis = Annotated[
+    str, typer.Option("--axis", help="Slices: auto (acquired plane), axial, sagittal, coronal, or array axis 0, 1, 2.")
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Open no socket.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result that exists.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.")]
+Report = Annotated[
+    Path | None, typer.Option("--report", help="Write a JSON report: geometry, intensities, consistency, versions.")
+]

@@ -1,0 +1,93 @@
+"""What a person sees while a task runs: a bar on a terminal, plain lines in a job log, all of it on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+LINE_EVERY_S = 15.0
+"""How often a job log is told about a long volume."""
+
+
+class Terminal:
+    """Draws a task's progress; a context manager so that the bar is always taken down."""
+
+    def __init__(self, *, quiet: bool = False, bar: bool = True) -> None:
+        self.quiet = quiet
+        self._wants_bar = bar and not quiet and sys.stderr.isatty()
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._name = ""
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Terminal:
+        if self._wants_bar:
+            self._bar = make_bar()
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def item(self, name: str, number: int, of: int) -> None:
+        """Begin a line or a bar for an input."""
+        self._name = name if of == 1 else f"[{number}/{of}] {name}"
+        self._last_line = time.monotonic()
+        if self._bar is not None:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(self._name, total=None)
+        elif of > 1:
+            self.say(self._name)
+
+    def slices(self, done: int, total: int) -> None:
+        """Move the bar, or write a line now and then."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total)
+        elif time.monotonic() - self._last_line > LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            self.say(f"{self._name}: {done} of {total} slices")
+
+    def say(self, sentence: str) -> None:
+        """A remark on stderr."""
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(sentence, markup=False, highlight=False)
+        else:
+            print(sentence, file=sys.stderr, flush=True)
+
+    def warn(self, sentence: str) -> None:
+        """A warning on stderr."""
+        self.say(f"warning: {sentence}")
+
+
+def make_bar() -> Bar:
+    """A Rich bar on stderr with slices done and the time that is left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+
+
+def print_json(facts: Mapping[str, Any]) -> None:
+    """One JSON line on standard output."""
+    print(json.dumps(facts, default=str), flush=True)

@@ -1,0 +1,1 @@
+"""How good a result is: metrics, protocols, consistency with the input."""

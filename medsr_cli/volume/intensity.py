@@ -1,0 +1,102 @@
+"""What the numbers mean to a network, and back: one linear map for a whole volume, undone exactly.
+
+The networks were trained on volumes scaled to [0, 1] by their own minimum and maximum (RDST, section 4.1).
+Values that come back are rounded and saturated to the stored type, never wrapped, and what was saturated is
+counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class IntensityRange:
+    """Smallest and largest finite value of a volume, padding left out, and what was found on the way."""
+
+    minimum: float
+    maximum: float
+    not_finite: int = 0
+    """Voxels that are NaN or infinite."""
+    padded: int = 0
+    """Voxels that carry the padding value."""
+    slices: int = 0
+
+    @property
+    def width(self) -> float:
+        """Largest less smallest value; 0 for a constant volume."""
+        return self.maximum - self.minimum
+
+    def normalise(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Values to [0, 1], float32; a constant volume becomes 0."""
+        width = self.width or 1.0
+        return ((pixels.astype(np.float64) - self.minimum) / width).astype(np.float32)
+
+    def denormalise(self, unit: NDArray[np.floating]) -> NDArray[np.float64]:
+        """The inverse of `normalise`, in float64 so that 32-bit integers come back exactly."""
+        return unit.astype(np.float64) * self.width + self.minimum
+
+
+def measure(slices: Iterable[Pixels], padding: float | None, alpha: bool = False) -> IntensityRange:
+    """Read a volume once, forward, and find its range.
+
+    Args:
+        slices: (channels, rows, columns) each.
+        padding: a value that marks pixels outside the scanned field, or None.
+        alpha: whether the last channel is opacity, which does not count.
+    """
+    low, high, odd, padded, count = np.inf, -np.inf, 0, 0, 0
+    for pixels in slices:
+        count += 1
+        values = pixels[:-1] if alpha else pixels
+        usable, n_odd, n_padded = usable_values(values, padding)
+        odd += n_odd
+        padded += n_padded
+        if usable.size:
+            low, high = min(low, float(usable.min())), max(high, float(usable.max()))
+    if low > high:
+        low = high = 0.0
+    return IntensityRange(low, high, odd, padded, count)
+
+
+def usable_values(values: Pixels, padding: float | None) -> tuple[Pixels, int, int]:
+    """The finite values that are not padding, and how many of either were left out."""
+    n_padded = 0
+    if padding is not None:
+        is_padding = values == padding
+        n_padded = int(is_padding.sum())
+        if n_padded:
+            values = values[~is_padding]
+    if values.dtype.kind != "f":
+        return values, 0, n_padded
+    finite = np.isfinite(values)
+    n_odd = int(values.size - finite.sum())
+    return (values[finite] if n_odd else values), n_odd, n_padded
+
+
+def store(
+    values: NDArray[np.floating], dtype: np.dtype[Any], lowest: float | None = None, highest: float | None = None
+) -> tuple[Pixels, int]:
+    """Values as the stored type: integers rounded (halves to even) and saturated, floats cast.
+
+    Returns:
+        The pixels and the number of values that had to be saturated.
+    """
+    if dtype.kind == "f":
+        return values.astype(dtype), 0
+    limits = np.iinfo(dtype)
+    low = limits.min if lowest is None else max(int(lowest), limits.min)
+    high = limits.max if highest is None else min(int(highest), limits.max)
+    rounded = np.rint(values)
+    outside = (rounded < low) | (rounded > high)
+    n_outside = int(outside.sum())
+    if n_outside:
+        rounded = np.clip(rounded, low, high)
+    return rounded.astype(dtype), n_outside

@@ -1,0 +1,184 @@
+"""RDST against the authors' released network, and what it must keep for any size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medsr_cli.errors import WeightsError
+from medsr_cli.networks.rdst import (
+    RECOMPUTED_BUFFERS,
+    Rdst,
+    RdstConfig,
+    config_from_state,
+    pad_to_multiple,
+)
+from medsr_cli.networks.windows import WindowAttention, all_window_masks
+
+HERE = Path(__file__).resolve().parents[1] / "golden"
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "specs" / "golden"
+STORED = ["rdst_e_small_x4", "rdst_tiny_x2_4ch_meanstd", "rdst_tiny_x3"]
+PROCEDURAL = ["rdst_e_full_procedural", "rdst_full_procedural"]
+
+
+def fixture_paths(name: str) -> Path:
+    for folder in (HERE, SHARED):
+        if (folder / f"{name}.json").exists():
+            return folder / name
+    pytest.skip("needs the shared data")
+
+
+def procedural(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """Weights from a formula, as PROCEDURAL_WEIGHTS.md says."""
+    word = (1 << 64) - 1
+    u64 = np.uint64
+    with np.errstate(over="ignore"):
+        base = u64(((crc32(key.encode()) << 32) ^ ((seed * 0x9E3779B97F4A7C15) & word)) & word)
+        z = np.arange(int(np.prod(shape)), dtype=u64) + base + u64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> u64(30))) * u64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> u64(27))) * u64(0x94D049BB133111EB)
+        z = z ^ (z >> u64(31))
+    r = 2 * ((z >> u64(11)).astype(np.float64) * 2.0**-53) - 1
+    if "relative_position_bias_table" in key:
+        value = 0.5 * r
+    elif len(shape) >= 2:
+        value = r * np.sqrt(3 / np.prod(shape[1:]))
+    elif key.endswith("bias"):
+        value = 0.1 * r
+    else:
+        value = 1 + 0.1 * r
+    return torch.tensor(value.reshape(shape), dtype=torch.float32)
+
+
+def loaded(name: str) -> tuple[Rdst, dict, dict]:
+    path = fixture_paths(name)
+    facts = json.loads(path.with_suffix(".json").read_text())
+    tensors = load_file(path.with_suffix(".safetensors"))
+    state = {
+        key[2:]: value
+        for key, value in tensors.items()
+        if key.startswith("w/") and not key.endswith(RECOMPUTED_BUFFERS)
+    }
+    if not state:
+        c = facts["config"]
+        blank = Rdst(RdstConfig(n_rdstb=c["n_rdstb"], scale=c["scale"], in_channels=c["in_channels"]))
+        state = {
+            key: value if "mean" in key else procedural(key, tuple(value.shape), facts["procedural_seed"])
+            for key, value in blank.state_dict().items()
+        }
+    net = Rdst(config_from_state(state))
+    net.load_state_dict(state)
+    return net.eval(), facts, tensors
+
+
+@pytest.mark.parametrize("name", STORED + PROCEDURAL)
+@pytest.mark.parametrize("plain", [False, True], ids=["fused", "plain"])
+def test_equals_the_released_network(name, plain):
+    net, facts, tensors = loaded(name)
+    use_plain(net, plain)
+    assert facts["config"]["n_rdstb"] == net.config.n_rdstb
+    for case in facts["cases"]:
+        expected = tensors[case["y"]]
+        with torch.no_grad():
+            difference = (net(tensors[case["x"]]) - expected).abs().max()
+        assert difference <= 1e-4 * (expected.max() - expected.min()) / 2
+
+
+def use_plain(net: Rdst, plain: bool) -> None:
+    for module in net.modules():
+        if isinstance(module, WindowAttention):
+            module.plain = plain
+
+
+@pytest.mark.parametrize(("blocks", "channels", "count"), [(8, 1, 4464965), (4, 1, 2379245), (8, 4, 4468244), (4, 4, 2382524)])
+def test_parameters_are_counted_as_in_the_paper(blocks, channels, count):
+    net = Rdst(RdstConfig(n_rdstb=blocks, in_channels=channels))
+    assert sum(p.numel() for p in net.parameters()) == count
+
+
+def tiny(**fields) -> Rdst:
+    torch.manual_seed(3)
+    sizes = {"n_rdstb": 1, "embed_dim": 12, "growth_rate": 6, **fields}
+    return Rdst(RdstConfig(**sizes)).eval()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (3, 5), (7, 8), (9, 8), (20, 33), (60, 60)])
+def test_any_size_is_padded_and_cropped(size):
+    net = tiny(scale=2)
+    image = torch.rand(1, 1, *size)
+    with torch.no_grad():
+        result = net(image)
+        padded = net(pad_to_multiple(image, 8))
+    assert result.shape[-2:] == (2 * size[0], 2 * size[1])
+    torch.testing.assert_close(result, padded[..., : 2 * size[0], : 2 * size[1]])
+
+
+def test_padding_reflects_where_it_can_and_repeats_where_it_cannot():
+    row = torch.arange(6.0).reshape(1, 1, 1, 6)
+    assert pad_to_multiple(row, 8)[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 4, 3]
+    assert pad_to_multiple(row[..., :3], 8)[0, 0, 0].tolist() == [0, 1, 2, 2, 2, 2, 2, 2]
+
+
+def test_a_batch_is_its_single_images():
+    net = tiny()
+    batch = torch.rand(3, 1, 16, 24)
+    with torch.no_grad():
+        together, alone = net(batch), torch.cat([net(image[None]) for image in batch])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_nothing_that_depends_on_size_is_stored():
+    net = tiny()
+    with torch.no_grad():
+        net(torch.rand(1, 1, 16, 16))
+    assert not [key for key in net.state_dict() if key.endswith(RECOMPUTED_BUFFERS)]
+    assert set(net.state_dict()) == set(tiny().state_dict())
+
+
+def test_masks_are_those_of_the_region_labels():
+    """The definition: label rolled positions by region, mask pairs of different labels (spec, section 2)."""
+    height, width, window, shift = 24, 16, 8, 4
+
+    def region(i: torch.Tensor, n: int) -> torch.Tensor:
+        return (i >= n - window).long() + (i >= n - shift).long()
+
+    labels = 3 * region(torch.arange(height), height)[:, None] + region(torch.arange(width), width)[None, :]
+    windows = labels.view(3, 8, 2, 8).transpose(1, 2).reshape(6, 64)
+    expected = torch.where(windows[:, :, None] == windows[:, None, :], 0.0, -100.0)
+    found = all_window_masks(window, shift, 3, 2, torch.device("cpu"))
+    assert torch.equal(found, expected)
+
+
+def test_flops_agree_with_the_paper():
+    """Counted convolutions and linear layers of a 40x32 input: 3.48 and 6.07 G multiply-adds, 3.83 and 6.78 with attention."""
+    assert Rdst(RdstConfig(n_rdstb=4)).flops(40, 32) / 2e9 == pytest.approx(3.83, abs=0.01)
+    assert Rdst(RdstConfig(n_rdstb=8)).flops(40, 32) / 2e9 == pytest.approx(6.78, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RdstConfig(n_rdstb=3, embed_dim=24, growth_rate=12, num_heads=4, window_size=4, dstb_per_rdstb=2, scale=2),
+        RdstConfig(n_rdstb=1, embed_dim=12, growth_rate=6, num_heads=3, stl_per_dstb=4, mlp_ratio=1.5, scale=3),
+        RdstConfig(n_rdstb=2, embed_dim=16, growth_rate=8, num_heads=2, mlp_ratio=2.3, qkv_bias=False, scale=8),
+        RdstConfig(n_rdstb=1, embed_dim=12, growth_rate=6, num_heads=6, in_channels=4, scale=4),
+    ],
+)
+def test_every_size_is_recovered_from_the_shapes(config):
+    assert config_from_state(Rdst(config).state_dict()) == config
+
+
+def test_widths_that_no_number_of_heads_divides_are_refused():
+    with pytest.raises(ValueError, match="heads"):
+        RdstConfig(embed_dim=61)
+
+
+def test_another_network_is_refused():
+    with pytest.raises(WeightsError, match=r"head\.weight"):
+        config_from_state({"conv.weight": torch.zeros(3, 3)})

@@ -1,0 +1,163 @@
+"""The rooms of the house: who may import whom, who writes, who opens sockets, and what start-up costs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "medsr_cli"
+ROOMS = {
+    "cli": {"cli", "tasks", "errors"},
+    "tasks": {
+        "tasks",
+        "engines",
+        "formats",
+        "weights",
+        "training",
+        "evaluation",
+        "provenance",
+        "networks",
+        "volume",
+        "errors",
+    },
+    "engines": {"engines", "networks", "volume", "errors"},
+    "formats": {"formats", "volume", "errors"},
+    "weights": {"weights", "networks", "errors"},
+    # Training saves its state and its result through the one writer, and scores with the metrics.
+    "training": {"training", "evaluation", "provenance", "formats", "networks", "volume", "errors"},
+    "evaluation": {"evaluation", "networks", "volume", "errors"},
+    "provenance": {"provenance", "errors"},
+    "networks": {"networks", "errors"},
+    "volume": {"volume", "errors"},
+    "errors": {"errors"},
+}
+FOREIGN = {
+    "cli": {"typer", "click", "rich"},
+    "tasks": {"numpy", "torch", "PIL", "yaml"},
+    "engines": {"numpy", "torch", "onnxruntime"},
+    "formats": {"numpy", "nibabel", "pydicom", "SimpleITK", "PIL", "isal", "gdcm", "scipy", "h5py", "png", "zlib"},
+    "weights": {"yaml", "huggingface_hub", "filelock"},
+    "training": {"numpy", "torch", "filelock", "yaml"},
+    "evaluation": {"numpy", "torch"},
+    "provenance": set(),
+    "networks": {"torch", "safetensors"},
+    "volume": {"numpy"},
+    "errors": set(),
+}
+HEAVY = {"torch", "onnxruntime", "SimpleITK", "pydicom", "nibabel", "numpy", "PIL"}
+WRITERS = {"formats/atomic.py", "weights/store.py", "training/workfolder.py"}
+"""Results are written by `formats/atomic.py` alone; the store keeps its downloads, a training removes its work."""
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Every dotted name that a module imports, anywhere in it, but for type checking alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found: set[str] = set()
+    for_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in set(ast.walk(tree)) - for_types:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "medsr_cli" else set()
+            found |= names or {node.module or ""}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_arrows_point_down(path: Path):
+    room = room_of(path)
+    if room in ("__init__", "__main__"):
+        return
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "medsr_cli":
+            target = parts[1] if len(parts) > 1 else ""
+            if target in ("", "__version__"):
+                continue
+            assert target in ROOMS[room], f"{room} must not import {name}"
+        elif parts[0] not in sys.stdlib_module_names:
+            assert parts[0] in FOREIGN[room], f"{room} must not import {parts[0]}"
+
+
+def test_every_room_is_known():
+    rooms = {room_of(path) for path in modules()} - {"__init__", "__main__"}
+    assert rooms <= set(ROOMS), "a folder that the layout does not name"
+
+
+def test_only_one_module_opens_sockets():
+    for path in modules():
+        used = {name.split(".")[0] for name in imports(path)} & {"socket", "http", "urllib", "ssl", "huggingface_hub"}
+        relative = path.relative_to(PACKAGE).as_posix()
+        if relative == "weights/manifest.py":
+            used.discard("urllib")  # takes addresses apart, opens none
+        assert not used or relative == "weights/fetch.py", f"{relative} uses {used}"
+
+
+def writing_calls(path: Path) -> list[str]:
+    """Calls that open a file for writing or change a folder."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in {"write_text", "write_bytes", "replace_file", "rename", "rmtree"}:
+            found.append(name)
+        if name == "open":
+            # Path.open(mode) or open(path, mode); an archive's member, opened by (info, mode), is not a file.
+            position = 0 if isinstance(node.func, ast.Attribute) else 1
+            mode = (
+                node.args[position].value
+                if len(node.args) > position and isinstance(node.args[position], ast.Constant)
+                else ""
+            )
+            if isinstance(mode, str) and set(mode) <= set("rwxab+t") and set(mode) & set("wxa"):
+                found.append(f"open {mode}")
+    return found
+
+
+def test_only_the_named_writers_write():
+    for path in modules():
+        relative = path.relative_to(PACKAGE).as_posix()
+        if relative not in WRITERS:
+            assert not writing_calls(path), f"{relative}: {writing_calls(path)}"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["models"], ["upscale", "--help"], ["weights", "list"]]
+)
+def test_start_up_imports_nothing_heavy(arguments):
+    program = (
+        "import sys\n"
+        "from medsr_cli.cli import app\n"
+        f"sys.argv = ['medsr', *{arguments!r}]\n"
+        "try:\n    app.run()\nexcept SystemExit as end:\n    code = end.code\n"
+        f"heavy = sorted(set(sys.modules) & {HEAVY!r})\n"
+        "assert not heavy, heavy\n"
+        "assert code == 0, code\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_networks_package_costs_nothing_to_import():
+    program = "import sys, medsr_cli.networks, medsr_cli.networks.catalogue; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,251 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medsr_cli.errors import ArgumentsError, InputRefused
+from medsr_cli.training.gather import (
+    Found,
+    content_sha256,
+    find_images,
+    is_label_name,
+    pack_images,
+    split_subjects,
+    subject_of,
+)
+from medsr_cli.training.pack import LEVELS, PackedSlices
+from medsr_cli.volume.volume import Volume
+from tests.training.anatomy import phantom
+
+
+class ArrayReader:
+    """A reader of .npy files (slices, channels, rows, columns)."""
+
+    def __init__(self, path, **facts):
+        self.path = path
+        try:
+            self.array = np.load(path)
+        except ValueError as error:
+            raise InputRefused(f"{path.name} is damaged.") from error
+        n, channels, rows, columns = self.array.shape
+        self.volume = Volume("npy", rows, columns, n, self.array.dtype, channels, **facts)
+
+    def slices(self):
+        for pixels in self.array:
+            if pixels.dtype.kind == "f" and (pixels == 1e6).any():
+                raise InputRefused(f"{self.path.name} is cut short.")
+            yield pixels
+
+    def details(self):
+        return {}
+
+
+class Ear:
+    def __init__(self):
+        self.notes, self.progress = [], []
+
+    def note(self, sentence):
+        self.notes.append(sentence)
+
+    def packing(self, done, total):
+        self.progress.append((done, total))
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, array if array.ndim == 4 else array[:, None])
+    return path
+
+
+def is_npy(name):
+    return name.endswith((".npy", ".dcm"))
+
+
+def pack(found, target, ear=None, **facts):
+    return pack_images(found, lambda path: ArrayReader(path, **facts), target, ear or Ear())
+
+
+@pytest.mark.parametrize(
+    ("name", "subject"),
+    [
+        ("p1/t1.nii.gz", "p1"),
+        ("p1/week2/t1.nii.gz", "p1"),
+        ("scan7.nii.gz", "scan7"),
+        ("sub-01/anat/sub-01_T1w.nii.gz", "sub-01"),
+        ("derivatives/tool/sub-01/anat/x.nii.gz", "sub-01"),
+        ("sub-02_T1w.nii.gz", "sub-02"),
+        ("sub-02_T2w.nii.gz", "sub-02"),
+        ("subdural/x.nii", "subdural"),
+    ],
+)
+def test_subjects(name, subject):
+    assert subject_of(name) == subject
+
+
+@pytest.mark.parametrize("name", ["mask.nii", "p1_brainmask.nii.gz", "a_dseg.nii", "T1-label.nrrd", "labels.nii", "aseg.mgz"])
+def test_label_names(name):
+    assert is_label_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["T1w.nii", "OAS1_0001_MR1_t88_masked_gfc.img", "totalsegment.nii", "unmasked.nii", "labelled_x.png"]
+)
+def test_image_names(name):
+    assert not is_label_name(name)
+
+
+def test_finds_images_in_order_and_says_what_it_passed_over(tmp_path):
+    for name in ("b/2.npy", "b/1.npy", "a/x_mask.npy", "a/x.npy", "a/notes.txt", ".hidden/y.npy", "a/.z.npy"):
+        save(tmp_path / name, np.zeros((1, 4, 4))) if name.endswith("npy") else (tmp_path / name).write_text("")
+    found, skipped = find_images(tmp_path, is_npy)
+    assert [image.name for image in found] == ["a/x.npy", "b/1.npy", "b/2.npy"]
+    assert len(skipped) == 1
+    assert "x_mask.npy" in skipped[0]
+
+
+def test_patterns(tmp_path):
+    for name in ("a/t1.npy", "a/t2.npy", "b/t1.npy", "b/t1_mask.npy"):
+        save(tmp_path / name, np.zeros((1, 4, 4)))
+
+    def names(**patterns):
+        return [image.name for image in find_images(tmp_path, is_npy, **patterns)[0]]
+
+    assert names(include=["*t1*"]) == ["a/t1.npy", "b/t1.npy", "b/t1_mask.npy"]
+    assert names(exclude=["t1.npy"]) == ["a/t2.npy"]
+    assert names(exclude=["b/*"]) == ["a/t1.npy", "a/t2.npy"]
+    assert names(include=["*t1*"], exclude=["*_mask*"]) == ["a/t1.npy", "b/t1.npy"]
+
+
+def test_a_folder_of_dicom_is_one_image(tmp_path):
+    for name in ("p1/series/IM1", "p1/series/IM2.dcm", "p1/series/1.2.840.3", "p2/one.dcm"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\0" * 128 + b"DICM")
+    (tmp_path / "p1/series/README").write_text("no DICOM")
+    found, _ = find_images(tmp_path, is_npy)
+    assert [(image.name, image.subject) for image in found] == [("p1/series", "p1"), ("p2/one.dcm", "p2")]
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 20, 61])
+def test_the_split_shares_no_subject_and_stays(n):
+    subjects = [f"s{i}" for i in range(n)]
+    train, held = split_subjects(subjects)
+    assert sorted(train + held) == sorted(subjects)
+    assert len(held) == max(round(0.15 * n), 1)
+    assert split_subjects(subjects[::-1])[1] == held
+
+
+def test_a_chosen_split():
+    subjects = ["a", "b1", "b2"]
+    assert split_subjects(subjects, ["b*"]) == (["a"], ["b1", "b2"])
+    assert split_subjects(["a", "val/a"]) == (["a"], ["val/a"])
+    with pytest.raises(ArgumentsError, match="0 to validate on"):
+        split_subjects(subjects, ["c"])
+    with pytest.raises(ArgumentsError, match="0 subjects to train on"):
+        split_subjects(subjects, ["*"])
+    with pytest.raises(InputRefused, match="at least two"):
+        split_subjects(["a"])
+
+
+def test_values_are_scaled_by_volume_not_by_slice(tmp_path):
+    image = phantom(0)
+    image[1] *= 0.5
+    path = save(tmp_path / "a.npy", (image - 300).astype(np.int16))
+    gathered = pack([Found(path, "a", "a.npy")], tmp_path / "p.safetensors", spacing_mm=(0.5, 0.75), modality="mr")
+    assert (gathered.volumes, gathered.slices, gathered.skipped) == (1, 3, [])
+    slices = PackedSlices(tmp_path / "p.safetensors")
+    stored = np.stack([slices.slice(i) for i in range(3)])
+    array = np.load(path)[:, 0].astype(float)
+    assert stored == pytest.approx((array - array.min()) / np.ptp(array), abs=1 / LEVELS)
+    record = slices.volumes[0]
+    assert (record.minimum, record.maximum) == (array.min(), array.max())
+    assert (record.sha256, record.spacing_mm, record.modality) == (content_sha256(path), [0.5, 0.75], "mr")
+
+
+def test_padding_does_not_stretch_the_range(tmp_path):
+    image = phantom(0).astype(np.int16)
+    image[:, :5] = -3000
+    path = save(tmp_path / "a.npy", image)
+    pack([Found(path, "a", "a.npy")], tmp_path / "p.safetensors", padding=-3000.0)
+    slices = PackedSlices(tmp_path / "p.safetensors")
+    assert slices.volumes[0].minimum >= 0
+    assert (slices.slice(0)[:5] == 0).all()
+
+
+def test_colours_become_their_mean_without_opacity(tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (1, 4, 20, 20)).astype(np.uint8)
+    path = save(tmp_path / "a.npy", image)
+    pack([Found(path, "a", "a.npy")], tmp_path / "p.safetensors", alpha=True)
+    grey = image[0, :3].mean(axis=0)
+    assert PackedSlices(tmp_path / "p.safetensors").slice(0) == pytest.approx((grey - grey.min()) / np.ptp(grey), abs=1e-4)
+
+
+def test_what_cannot_be_trained_on_is_left_out_with_a_reason(tmp_path):
+    good = phantom(0)
+    torn = good.copy()
+    torn[2, 0, 0] = 1e6
+    labels = np.arange(4).repeat(400).reshape(1, 40, 40).astype(np.int16)
+    paths = {
+        "constant": save(tmp_path / "constant.npy", np.full((2, 20, 20), 7.0)),
+        "label": save(tmp_path / "painted.npy", labels),
+        "small": save(tmp_path / "small.npy", good[:, :15, :15]),
+        "torn": save(tmp_path / "torn.npy", torn),
+        "good": save(tmp_path / "good.npy", good),
+        "not_finite": save(tmp_path / "nan.npy", np.full((1, 20, 20), np.nan)),
+    }
+    shutil.copy(paths["good"], tmp_path / "copy.npy")
+    paths["copy"] = tmp_path / "copy.npy"
+    paths["damaged"] = tmp_path / "damaged.npy"
+    paths["damaged"].write_bytes(b"not numpy")
+    ear = Ear()
+    found = [Found(path, key, path.name) for key, path in paths.items()]
+    gathered = pack(found, tmp_path / "p.safetensors", ear)
+    assert PackedSlices(tmp_path / "p.safetensors").subjects == ["good"]
+    assert gathered.skipped == ear.notes
+    reasons = {note.split(" ")[0]: note for note in ear.notes}
+    for name, words in {
+        "constant.npy": "all its pixels are equal",
+        "painted.npy": "4 distinct values",
+        "small.npy": "15 x 15 pixels",
+        "torn.npy": "cut short",
+        "copy.npy": "same image as good.npy",
+        "damaged.npy": "damaged",
+        "nan.npy": "all its pixels are equal",
+    }.items():
+        assert words in reasons[name]
+    assert ear.progress[-1] == (8, 8)
+    assert str(tmp_path) not in "".join(ear.notes)
+
+
+def test_a_copy_of_a_validation_image_is_not_trained_on(tmp_path):
+    path = save(tmp_path / "train" / "a.npy", phantom(0))
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    found = [
+        Found(path, "a", "a.npy"),
+        Found(save(tmp_path / "train" / "b.npy", phantom(1)), "b", "b.npy"),
+        Found(tmp_path / "val" / "a.npy", "z", "a.npy", validation=True),
+    ]
+    pack(found, tmp_path / "p.safetensors")
+    slices = PackedSlices(tmp_path / "p.safetensors")
+    assert slices.subjects == ["val/z", "b"]
+    assert [volume.validation for volume in slices.volumes] == [True, False]
+
+
+def test_nothing_usable_is_refused_and_leaves_nothing(tmp_path):
+    path = save(tmp_path / "a.npy", np.zeros((2, 20, 20)))
+    target = tmp_path / "out" / "p.safetensors"
+    with pytest.raises(InputRefused, match="None of the 1 images"):
+        pack([Found(path, "a", "a.npy")], target)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_the_hash_of_a_folder_follows_its_files(tmp_path):
+    folder = tmp_path / "series"
+    folder.mkdir()
+    Path(folder, "1").write_bytes(b"one")
+    first = content_sha256(folder)
+    Path(folder, "2").write_bytes(b"two")
+    assert content_sha256(folder) != first
+    assert content_sha256(folder) == content_sha256(folder)

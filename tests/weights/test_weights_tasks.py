@@ -1,0 +1,476 @@
+"""What `medsr weights` does, from the tasks and from the command line."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from misbehaving_site import PATIENCE, Site, entry_data, entry_for, leftovers, running, safetensors_bytes, status
+
+from medsr_cli.errors import ArgumentsError, MedsrError, WeightsError
+from medsr_cli.networks import load_network
+from medsr_cli.networks.rdst import Rdst, RdstConfig
+from medsr_cli.weights import bundle
+from medsr_cli.weights.manifest import Entry, Manifest
+from medsr_cli.weights.store import Store
+
+tasks = pytest.importorskip("medsr_cli.tasks.weights")
+CONFIG = RdstConfig(n_rdstb=1, embed_dim=12, growth_rate=6, num_heads=6, dstb_per_rdstb=1, stl_per_dstb=2, scale=4)
+DATA = safetensors_bytes(500)
+
+
+def shelf_of(store: Store, *entries: Entry) -> Any:
+    return tasks.Shelf(Manifest("mr", entries), store)
+
+
+def author_file(config: RdstConfig = CONFIG) -> bytes:
+    torch.manual_seed(2)
+    buffer = io.BytesIO()
+    torch.save({"model_g": Rdst(config).state_dict(), "epoch": 3}, buffer)
+    return buffer.getvalue()
+
+
+def author_entry(data: bytes, url: str, **changes: Any) -> Entry:
+    return entry_for(data, url, **{"format": "author-pt", "variant": None, **changes})
+
+
+# -- pull --------------------------------------------------------------------------------------------------
+
+
+def test_pull_fetches_once_and_repairs(site: Site, store: Store) -> None:
+    entry = entry_for(site.data, f"{site.url}/toy")
+    shelf = shelf_of(store, entry)
+    request = tasks.PullRequest(["toy", "toy"])
+    first = tasks.pull(request, shelf=shelf, policy=PATIENCE)
+    assert [(done.fetched, done.seen) for done in first.pulled] == [(True, None)]
+    assert [done.fetched for done in tasks.pull(request, shelf=shelf).pulled] == [False]
+    path = first.pulled[0].path
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert [row.status for row in tasks.verify(shelf=shelf)] == ["corrupt"]
+    assert [done.fetched for done in tasks.pull(request, shelf=shelf, policy=PATIENCE).pulled] == [True]
+    assert [row.status for row in tasks.verify(shelf=shelf)] == ["ok"]
+    assert len(site.requests) == 2
+
+
+@pytest.mark.parametrize("pin", ["sha256", "git_blob", ""])
+def test_pull_converts_an_authors_file(store: Store, pin: str) -> None:
+    with running(author_file()) as site:
+        entry = author_entry(site.data, f"{site.url}/a.pt", pin=pin)
+        shelf = shelf_of(store, entry)
+        refused = tasks.pull(tasks.PullRequest(["toy"]), shelf=shelf, policy=PATIENCE)
+        if not pin:
+            assert "--allow-unpinned" in str(refused.failed[0][1])
+            assert site.requests == []
+        result = tasks.pull(tasks.PullRequest(["toy"], allow_unpinned=True), shelf=shelf, policy=PATIENCE)
+        again = tasks.pull(tasks.PullRequest(["toy"], allow_unpinned=True), shelf=shelf, policy=PATIENCE)
+    done = result.pulled[0]
+    assert again.pulled[0].fetched is False
+    if not pin:
+        assert done.seen.sha256 == hashlib.sha256(site.data).hexdigest()
+        assert done.seen.bytes == len(site.data)
+    assert load_network(store.verified_path(entry, allow_unpinned=not pin)).config == CONFIG
+    assert list((store.home / "sources").iterdir()) == []
+    record = store.record(entry)
+    assert record is not None
+    assert record.source_sha256 == hashlib.sha256(site.data).hexdigest()
+
+
+def test_pull_does_not_keep_a_login_page(store: Store) -> None:
+    with running(b"<html>please log in</html>") as site:
+        entry = author_entry(b"", f"{site.url}/a.pt", pin="")
+        shelf = shelf_of(store, entry)
+        result = tasks.pull(tasks.PullRequest(["toy"], allow_unpinned=True), shelf=shelf, policy=PATIENCE)
+        assert "not a readable PyTorch checkpoint" in str(result.failed[0][1])
+        assert not store.source_path(entry).exists()
+        site.data = author_file()
+        result = tasks.pull(tasks.PullRequest(["toy"], allow_unpinned=True), shelf=shelf, policy=PATIENCE)
+    assert result.failed == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"channels": 4}, "channels 1"), ({"scales": [2]}, "scale 4"), ({"variant": "rdst"}, "variant")],
+)
+def test_pull_refuses_another_network_than_the_manifest_says(store: Store, changes: dict[str, Any], words: str) -> None:
+    with running(author_file()) as site:
+        entry = author_entry(site.data, f"{site.url}/a.pt", **changes)
+        result = tasks.pull(tasks.PullRequest(["toy"]), shelf=shelf_of(store, entry), policy=PATIENCE)
+    assert words in str(result.failed[0][1])
+    assert store.state(entry) == "missing"
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "author-pt"])
+def test_a_copy_made_by_hand_is_taken_without_the_network(store: Store, kind: str) -> None:
+    data = author_file() if kind == "author-pt" else DATA
+    entry = entry_for(data, "https://example.org/x", format=kind, variant=None)
+    shelf = shelf_of(store, entry)
+    request = tasks.PullRequest(["toy"], offline=True)
+    missing = tasks.pull(request, shelf=shelf).failed[0][1]
+    path = Path(re.search(r"copy it to (\S+) and run", str(missing))[1])  # type: ignore[index]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data[:-1] + b"!")
+    assert "expected sha256" in str(tasks.pull(request, shelf=shelf).failed[0][1])
+    path.write_bytes(data)
+    assert tasks.pull(request, shelf=shelf).failed == []
+    assert store.verified_path(entry).is_file()
+
+
+def test_pull_all_goes_on_after_a_failure_and_leaves_out_unpinned(site: Site, store: Store) -> None:
+    entries = [
+        entry_for(site.data, f"{site.url}/a", id="a"),
+        entry_for(site.data, f"{site.url}/b", id="b"),
+        entry_for(site.data, f"{site.url}/c", id="c", pin=""),
+    ]
+    site.plan = [status(404)]
+    result = tasks.pull(tasks.PullRequest(everything=True), shelf=shelf_of(store, *entries), policy=PATIENCE)
+    assert [entry.id for entry, _ in result.failed] == ["a"]
+    assert [done.entry.id for done in result.pulled] == ["b"]
+    assert [entry.id for entry in result.skipped] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("names", "everything", "words"),
+    [([], False, "No checkpoint was named"), (["a"], True, "--all"), (["a"], False, "toy")],
+)
+def test_pull_refuses_what_it_cannot_mean(store: Store, names: list[str], everything: bool, words: str) -> None:
+    with pytest.raises(ArgumentsError, match=words):
+        tasks.pull(tasks.PullRequest(names, everything), shelf=shelf_of(store, entry_for(DATA, "https://a.org/x")))
+
+
+# -- import ------------------------------------------------------------------------------------------------
+
+
+def imported(tmp_path: Path, state: object, method: str | None = "rdst", name: str = "a.pt") -> Any:
+    pytest.importorskip("medsr_cli.formats.atomic")
+    torch.save(state, tmp_path / name)
+    return tasks.import_weights(tasks.ImportRequest(tmp_path / name, tmp_path / "out.safetensors", method))
+
+
+@pytest.mark.parametrize("method", ["rdst", None])
+def test_import_reads_every_size(tmp_path: Path, method: str | None) -> None:
+    config = RdstConfig(3, 24, 12, 4, 4, 2, 4, 1.5, False, 4, 2)
+    done = imported(tmp_path, Rdst(config).state_dict(), method)
+    assert done.config == {name: getattr(config, name) for name in done.config}
+    assert (done.method, done.variant) == ("rdst", None)
+    assert done.sha256 == hashlib.sha256(done.path.read_bytes()).hexdigest()
+    assert load_network(done.path).config == config
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "kind"),
+    [
+        ("rdst-e", "not rdst-e", WeightsError),
+        ("bicubic", "no weights to import", ArgumentsError),
+        ("nothing", "no method", ArgumentsError),
+    ],
+)
+def test_import_refuses_other_methods(tmp_path: Path, method: str, words: str, kind: type[MedsrError]) -> None:
+    with pytest.raises(kind, match=words):
+        imported(tmp_path, Rdst(CONFIG).state_dict(), method)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_import_refuses_heads_that_do_not_divide(tmp_path: Path) -> None:
+    state = Rdst(RdstConfig(1, 12, 6, 5, 8, 1, 2)).state_dict()
+    with pytest.raises(WeightsError, match=r"a\.pt fits no working network|cannot be"):
+        imported(tmp_path, state)
+
+
+def test_import_writes_once_unless_told(tmp_path: Path) -> None:
+    imported(tmp_path, Rdst(CONFIG).state_dict())
+    with pytest.raises(MedsrError):
+        imported(tmp_path, Rdst(CONFIG).state_dict())
+    with pytest.raises(ArgumentsError, match=r"\.safetensors"):
+        tasks.import_weights(tasks.ImportRequest(tmp_path / "a.pt", tmp_path / "out.bin"))
+
+
+# -- bundle ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packed(site: Site, store: Store) -> Callable[[Path], list[Entry]]:
+    """Two checkpoints in a store, one safetensors and one converted, and how to pack them."""
+    pytest.importorskip("medsr_cli.formats.atomic")
+    first = entry_for(site.data, f"{site.url}/a", id="first")
+    with running(author_file()) as other:
+        second = author_entry(other.data, f"{other.url}/b", id="second")
+        loose = author_entry(other.data, f"{other.url}/c", id="loose", pin="")
+        shelf = shelf_of(store, first, second, loose)
+        assert not tasks.pull(
+            tasks.PullRequest(everything=True, allow_unpinned=True), shelf=shelf, policy=PATIENCE
+        ).failed
+
+    def pack(path: Path) -> list[Entry]:
+        return list(tasks.export_bundle(tasks.ExportRequest(path), shelf))
+
+    return pack
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_bundle_round_trip(tmp_path: Path, packed: Callable[[Path], list[Entry]], suffix: str, known: bool) -> None:
+    path = tmp_path / f"out{suffix}"
+    entries = packed(path)
+    assert [entry.id for entry in entries] == ["first", "second", "loose"]
+    target = Store(tmp_path / "elsewhere", tmp_path / "none")
+    shelf = shelf_of(target, *(entries if known else ()))
+    arrived = tasks.import_bundle(path, shelf)
+    assert [item.written for item in arrived] == [True] * 3
+    assert [item.written for item in tasks.import_bundle(path, shelf)] == [False] * 3
+    after = tasks.Shelf(shelf.manifest.extended(target.entries()), target)
+    assert list(after.manifest.entries) == entries or not known
+    assert {entry.id for entry in after.manifest.entries} == {"first", "second", "loose"}
+    assert {row.status for row in tasks.verify(shelf=after)} == {"ok"}
+    assert leftovers(target.home) == []
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+def test_a_bundle_is_the_same_bytes_each_time(
+    tmp_path: Path, packed: Callable[[Path], list[Entry]], suffix: str
+) -> None:
+    packed(tmp_path / f"a{suffix}")
+    packed(tmp_path / f"b{suffix}")
+    assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+def rewritten(source: Path, target: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+    with zipfile.ZipFile(source) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    change(members)
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return target
+
+
+def edit_list(edit: Callable[[Any], None]) -> Callable[[dict[str, bytes]], None]:
+    def change(members: dict[str, bytes]) -> None:
+        data = json.loads(members[bundle.LIST_NAME])
+        edit(data)
+        members[bundle.LIST_NAME] = json.dumps(data).encode()
+
+    return change
+
+
+def flip(members: dict[str, bytes]) -> None:
+    data = members["weights/first.safetensors"]
+    members["weights/first.safetensors"] = data[:-1] + bytes([data[-1] ^ 1])
+
+
+def escape(data: Any) -> None:
+    data["checkpoints"][0]["file"] = "../../evil"
+
+
+def evil_id(data: Any) -> None:
+    data["checkpoints"][0]["entry"]["id"] = "../evil"
+
+
+def other_bytes(data: Any) -> None:
+    data["checkpoints"][0]["bytes"] += 1
+
+
+def other_record(data: Any) -> None:
+    data["checkpoints"][0]["record"]["sha256"] = "0" * 64
+
+
+def odd_record(data: Any) -> None:
+    data["checkpoints"][0]["record"] = {"id": 3}
+
+
+def twice(data: Any) -> None:
+    data["checkpoints"].append(data["checkpoints"][0])
+
+
+def huge(data: Any) -> None:
+    data["checkpoints"][0]["bytes"] = 10**12
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (flip, "damaged"),
+        (edit_list(escape), "does not have the name"),
+        (edit_list(evil_id), "id is '../evil'"),
+        (edit_list(other_bytes), "not of the length"),
+        (edit_list(other_record), "record of first"),
+        (edit_list(odd_record), "record of first"),
+        (edit_list(twice), "other files"),
+        (edit_list(huge), "malformed"),
+        (edit_list(lambda data: data.update(format=2)), "format 1"),
+        (edit_list(lambda data: data["checkpoints"].pop()), "other files"),
+        (lambda members: members.update({"../../evil": b"x"}), "other files"),
+        (lambda members: members.pop("weights/first.safetensors"), "missing"),
+        (lambda members: members.pop(bundle.LIST_NAME), "has no"),
+        (lambda members: members.update({bundle.LIST_NAME: b"{"}), "not JSON"),
+        (lambda members: members.update({bundle.LIST_NAME: b" " * 5_000_000}), "5000000 bytes"),
+        (lambda members: members.update({"folder/": b""}), "folders"),
+    ],
+)
+def test_a_changed_bundle_is_refused(
+    tmp_path: Path, packed: Callable[[Path], list[Entry]], change: Callable[[dict[str, bytes]], None], words: str
+) -> None:
+    packed(tmp_path / "good.zip")
+    bad = rewritten(tmp_path / "good.zip", tmp_path / "bad.zip", change)
+    target = Store(tmp_path / "deep" / "er" / "home", tmp_path / "none")
+    with pytest.raises(WeightsError, match=re.escape(words)):
+        tasks.import_bundle(bad, shelf_of(target))
+    assert not list(tmp_path.rglob("evil*"))
+    assert not list(target.home.rglob("first.safetensors*"))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_odd_archives_are_refused(tmp_path: Path) -> None:
+    shelf = shelf_of(Store(tmp_path / "home", tmp_path / "none"))
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(bundle.LIST_NAME, " " * 1000)
+    with zipfile.ZipFile(tmp_path / "double.zip", "w") as archive:
+        archive.writestr(bundle.LIST_NAME, "{}")
+        archive.writestr(bundle.LIST_NAME, "{}")
+    with tarfile.open(tmp_path / "link.tar", "w") as tar:
+        link = tarfile.TarInfo(bundle.LIST_NAME)
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with tarfile.open(tmp_path / "gzipped.tar", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("a"))
+    (tmp_path / "noise.zip").write_bytes(b"PK\x05\x06nothing")
+    (tmp_path / "noise.tar").write_bytes(os.urandom(2000))
+    for name in ("packed.zip", "double.zip", "link.tar", "gzipped.tar", "noise.zip", "noise.tar", "none.zip"):
+        with pytest.raises(WeightsError, match=name):
+            tasks.import_bundle(tmp_path / name, shelf)
+    with pytest.raises(ArgumentsError, match="neither"):
+        tasks.import_bundle(tmp_path / "a.7z", shelf)
+
+
+def test_the_manifests_hash_counts_not_the_bundles(tmp_path: Path, packed: Callable[[Path], list[Entry]]) -> None:
+    entries = packed(tmp_path / "good.zip")
+    for pinned in entries[:2]:
+        other = entry_for(b"x" * 9, "https://a.org/x", id=pinned.id, format=pinned.format, variant=None)
+        target = Store(tmp_path / pinned.id, tmp_path / "none")
+        with pytest.raises(WeightsError, match=f"not the checkpoint {pinned.id}"):
+            tasks.import_bundle(tmp_path / "good.zip", shelf_of(target, other))
+        assert not (target.home / "weights" / f"{pinned.id}.safetensors").exists()
+
+
+def test_nothing_to_bundle_is_said(tmp_path: Path, store: Store) -> None:
+    with pytest.raises(WeightsError, match="nothing to bundle"):
+        tasks.export_bundle(tasks.ExportRequest(tmp_path / "a.zip"), shelf_of(store))
+    entry = entry_for(DATA, "https://a.org/x")
+    with pytest.raises(WeightsError, match="not on this machine"):
+        tasks.export_bundle(tasks.ExportRequest(tmp_path / "a.zip", ["toy"]), shelf_of(store, entry))
+    assert list(tmp_path.glob("*a.zip*")) == []
+
+
+# -- command line ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def medsr(site: Site, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Run `weights ARGS` over a manifest of two: `toy`, and `loose` which nothing pins."""
+    from typer.testing import CliRunner
+
+    from medsr_cli.cli.weights import app
+    from medsr_cli.weights import manifest
+
+    pinned = {"bytes": len(site.data), "sha256": hashlib.sha256(site.data).hexdigest()}
+    entries = [
+        entry_data(**pinned, sources=[{"kind": "url", "url": f"{site.url}/toy", "file": "toy"}]),
+        entry_data(id="loose", bytes=None, sha256=None, sources=[{"kind": "url", "url": f"{site.url}/l", "file": "l"}]),
+    ]
+    path = tmp_path / "manifest.yaml"
+    path.write_text(yaml.safe_dump({"version": 1, "default_modality": "mr", "checkpoints": entries}))
+    monkeypatch.setattr(manifest, "manifest_path", lambda: path)
+    return lambda *arguments: CliRunner().invoke(app, list(arguments))
+
+
+def test_list(medsr: Callable[..., Any]) -> None:
+    rows = [line.split("\t") for line in medsr("list").stdout.splitlines()]
+    assert [(row[0], row[5]) for row in rows] == [("toy", "missing"), ("loose", "missing, unpinned")]
+    facts = [json.loads(line) for line in medsr("list", "--json").stdout.splitlines()]
+    assert [(fact["id"], fact["pinned"], fact["path"]) for fact in facts] == [
+        ("toy", True, None),
+        ("loose", False, None),
+    ]
+
+
+def test_pull_prints_paths_on_stdout_and_the_hash_seen_on_stderr(medsr: Callable[..., Any], site: Site) -> None:
+    result = medsr("pull", "toy")
+    assert result.exit_code == 0, result.output
+    assert Path(result.stdout.strip()).read_bytes() == site.data
+    assert result.stderr == ""
+    result = medsr("pull", "loose", "--allow-unpinned")
+    assert Path(result.stdout.strip()).read_bytes() == site.data
+    assert hashlib.sha256(site.data).hexdigest() in result.stderr
+    fact = json.loads(medsr("pull", "toy", "--json").stdout)
+    assert (fact["id"], fact["fetched"]) == ("toy", False)
+
+
+def test_pull_fails_with_code_5_after_the_rest(medsr: Callable[..., Any]) -> None:
+    result = medsr("pull", "--all")
+    assert result.exit_code == 0
+    assert "loose" in result.stderr
+    result = medsr("pull", "loose", "toy")
+    assert isinstance(result.exception, WeightsError)
+    assert result.exception.exit_code == 5
+    assert result.stdout.strip().endswith("toy.safetensors")
+    assert isinstance(medsr("pull", "nothing").exception, ArgumentsError)
+
+
+def test_verify_exit_codes(medsr: Callable[..., Any], store: Store) -> None:
+    assert medsr("verify").exit_code == 0
+    assert medsr("verify", "toy").exit_code == 5
+    path = Path(medsr("pull", "toy").stdout.strip())
+    assert medsr("verify", "toy").stdout == f"ok\ttoy\t{path}\n"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    result = medsr("verify", "--json")
+    assert result.exit_code == 5
+    assert [json.loads(line)["status"] for line in result.stdout.splitlines()] == ["corrupt", "missing"]
+
+
+def test_import_and_bundle_commands(medsr: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("medsr_cli.formats.atomic")
+    torch.save(Rdst(CONFIG).state_dict(), tmp_path / "a.pt")
+    result = medsr("import", str(tmp_path / "a.pt"), "-m", "rdst", "-o", str(tmp_path / "a.safetensors"), "--json")
+    assert json.loads(result.stdout)["config"]["embed_dim"] == 12
+    result = medsr("import", str(tmp_path / "a.pt"), "-o", str(tmp_path / "b.safetensors"))
+    assert result.stdout == f"{tmp_path / 'b.safetensors'}\n"
+    medsr("pull", "toy")
+    assert medsr("bundle", "export", str(tmp_path / "b.zip")).stdout == f"{tmp_path / 'b.zip'}\n"
+    monkeypatch.setenv("MEDSR_HOME", str(tmp_path / "other"))
+    result = medsr("bundle", "import", str(tmp_path / "b.zip"))
+    assert result.stdout == f"{tmp_path / 'other' / 'weights' / 'toy.safetensors'}\n"
+    assert medsr("verify", "toy").exit_code == 0
+
+
+def test_a_terminal_gets_a_table_and_a_bar(
+    medsr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from medsr_cli.cli import weights as cli
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    cli.list_command()
+    assert "toy" in capsys.readouterr().out
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    cli.pull_command(["toy"])
+    assert capsys.readouterr().out.strip().endswith("toy.safetensors")
+
+
+def test_listing_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from medsr_cli.cli import weights; assert 'yaml' not in sys.modules; weights.list_command(True);"
+        "print([m for m in ('torch', 'numpy', 'onnxruntime', 'huggingface_hub') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
