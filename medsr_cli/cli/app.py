@@ -86,15 +86,14 @@ def run() -> NoReturn:
 
 
 def _usage_or_crash(error: Exception, debug: bool) -> int:
-    import click
-
-    if isinstance(error, click.exceptions.Exit):
+    if isinstance(error, typer.Exit):
         return error.exit_code
-    if isinstance(error, click.ClickException):
-        error.show()
-        return error.exit_code
-    if isinstance(error, click.Abort):
+    if isinstance(error, typer.Abort):
         return INTERRUPTED
+    # Usage errors know how to show themselves; their class has moved between releases of typer.
+    if hasattr(error, "show") and hasattr(error, "exit_code"):
+        error.show()
+        return int(error.exit_code)
     if isinstance(error, MemoryError):
         _explain("There is not enough memory. Use a smaller --tile, or close other programs.", debug)
         return 1

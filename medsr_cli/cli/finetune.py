@@ -27,7 +27,7 @@ RUN = "Run"
 SAYS = "What the checkpoint says of itself"
 
 
-def finetune(  # noqa: PLR0917 - one parameter per option
+def finetune(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Images, a subject's in a folder of its own; or a packed file.")
     ],
@@ -95,6 +95,10 @@ def finetune(  # noqa: PLR0917 - one parameter per option
     ] = None,
     linear_steps: Annotated[
         int | None, typer.Option(help="Steps that train head and tail alone, first [0].", rich_help_panel=TRAINING)
+    ] = None,
+    outer_rate: Annotated[
+        float | None,
+        typer.Option("--outer-rate", help="Share of the learning rate around the dense blocks.", show_default=False),
     ] = None,
     clip_norm: Annotated[
         float | None, typer.Option(help="Largest gradient norm; 0: none [0].", rich_help_panel=TRAINING)
@@ -166,6 +170,7 @@ def finetune(  # noqa: PLR0917 - one parameter per option
         "reduced_share": reduced_share,
         "minimum_deviation": minimum_deviation,
         "linear_steps": linear_steps,
+        "outer_rate": outer_rate,
         "clip_norm": clip_norm,
         "average": average,
         "validate_every": validate_every,

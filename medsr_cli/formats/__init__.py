@@ -56,13 +56,12 @@ def create_image(
     if entry is None and source.volume.format == "dicom" and _may_be_folder(target):
         entry = BY_NAME["dicom"]
     if entry is None or not entry.writable:
-        what = (
-            "has no suffix of a format that is written"
-            if entry is None
-            else f"would be {entry.title}, which is only read"
-        )
+        what = f"would be {entry.title}, which is only read" if entry else "has no suffix of a format that is written"
         msg = f"The output {target.name} {what}."
         raise ArgumentsError(msg, f"Give it one of {', '.join(writable_suffixes())}.")
+    if entry.name not in ("nifti", source.volume.format) and source.volume.value_scale != (1.0, 0.0):
+        msg = f"The values of {source.path.name} carry a slope and an intercept, which {entry.title} cannot hold."
+        raise ArgumentsError(msg, "Write NIfTI (.nii.gz), or the input's own format.")
     return entry.load().open_writer(target, source, result, derivation, overwrite=overwrite)
 
 

@@ -87,6 +87,8 @@ class Writer(Protocol):
 
     clipped: int
     """Values that the writer itself had to saturate; 0 where it takes the stored type."""
+    warnings: tuple[str, ...]
+    """What is lost in this format, a sentence each."""
 
     def write(self, pixels: Pixels) -> None:
         """Take the next slice."""

@@ -182,6 +182,7 @@ def _volume(stack: Stack, real_values: bool, deep_palette: bool) -> Volume:
         lowest=lowest,
         highest=highest,
         padding=float(first.padding) if first.padding is not None and _padded(first, real_values) else None,
+        value_scale=(1.0, 0.0) if real_values else (stack.frames[0].plane.slope, stack.frames[0].plane.intercept),
         modality=MODALITIES.get(first.modality),
         body_part=body_part if body_part in BODY_PARTS else None,
         warnings=(*stack.warnings, *_warnings(stack, real_values)),

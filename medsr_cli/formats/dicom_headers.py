@@ -30,7 +30,8 @@ UNDEFINED_LENGTH = 0xFFFFFFFF
 
 HEADER_KEYWORDS = [
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "Modality", "BodyPartExamined",
-    "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber", "TemporalPositionIdentifier", "NumberOfFrames", "SliceThickness",
+    "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber", "TemporalPositionIdentifier", "NumberOfFrames",
+    "SliceThickness",
     "SpacingBetweenSlices", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation",
     "PlanarConfiguration", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelSpacing",
     "ImagerPixelSpacing", "NominalScannedPixelSpacing", "SequenceOfUltrasoundRegions", "ImagePositionPatient",

@@ -1,8 +1,8 @@
 """Stored pixels of one DICOM frame, whatever they are packed in.
 
-pydicom decodes, with the plugins named here and no others: what is installed beside them must not change a
-value. RLE is read by pydicom itself; JPEG, JPEG lossless and JPEG-LS by GDCM; JPEG 2000 and HTJ2K by openjpeg.
-What these leave (12-bit JPEG) is read by SimpleITK's own copy of GDCM. Colours come out as RGB.
+pydicom reads what is not compressed, deflated or RLE; openjpeg (through pylibjpeg) JPEG 2000 and HTJ2K; and
+SimpleITK's copy of GDCM the JPEG, JPEG lossless and JPEG-LS family. python-gdcm has the same codecs, but lets C++
+exceptions through: a damaged file ends the whole process, and one in a hundred did. Colours come out as RGB.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import struct
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames, get_frame
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_color_lut
+from pydicom.pixels.processing import apply_color_lut, convert_color_space
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -43,33 +42,30 @@ from pydicom.uid import (
 )
 
 from medsr_cli.errors import InputRefused
+from medsr_cli.formats import dicom_codestream as codestream
 from medsr_cli.formats.dicom_files import read_header, refusing
-from medsr_cli.formats.dicom_headers import GREY, PALETTE, Instance
+from medsr_cli.formats.dicom_headers import PALETTE, Instance
 
 Pixels = NDArray[Any]
 
-PLUGINS: dict[UID, tuple[str, ...]] = {
-    RLELossless: ("pydicom",),
-    JPEGBaseline8Bit: ("gdcm", "pillow"),
-    JPEGExtended12Bit: ("gdcm",),
-    JPEGLossless: ("gdcm",),
-    JPEGLosslessSV1: ("gdcm",),
-    JPEGLSLossless: ("gdcm",),
-    JPEGLSNearLossless: ("gdcm",),
-    JPEG2000Lossless: ("pylibjpeg", "gdcm", "pillow"),
-    JPEG2000: ("pylibjpeg", "gdcm", "pillow"),
-    HTJ2KLossless: ("pylibjpeg",),
-    HTJ2KLosslessRPCL: ("pylibjpeg",),
-    HTJ2K: ("pylibjpeg",),
+PLUGINS: dict[UID, str] = {
+    RLELossless: "pydicom",
+    JPEG2000Lossless: "pylibjpeg",
+    JPEG2000: "pylibjpeg",
+    HTJ2KLossless: "pylibjpeg",
+    HTJ2KLosslessRPCL: "pylibjpeg",
+    HTJ2K: "pylibjpeg",
 }
-"""Which plugins may decode a compressed transfer syntax, best first. pylibjpeg appears only where openjpeg
-serves it: its libjpeg plugin is GPL, and its lossy JPEG differs from the others by a grey level."""
+"""Which of pydicom's plugins decodes a compressed transfer syntax. pylibjpeg stands only where openjpeg serves it:
+its libjpeg plugin is GPL, and what happens to be installed must not change a value."""
+
+SIMPLEITK = frozenset({
+    JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless
+})  # fmt: skip
+"""What SimpleITK decodes: never RLE, which it reads wrongly in colour of 16 bits."""
 
 LOSSY = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K})
 """Transfer syntaxes that lose something, or may."""
-
-FALLBACK = frozenset(PLUGINS) - {RLELossless, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL}
-"""What SimpleITK may be asked for: never RLE, which it reads wrongly in colour of 16 bits."""
 
 
 def can_decode(transfer_syntax: str) -> bool:
@@ -77,7 +73,7 @@ def can_decode(transfer_syntax: str) -> bool:
     syntax = UID(transfer_syntax)
     if not syntax.is_transfer_syntax:
         return False
-    return syntax in PLUGINS or not syntax.is_encapsulated
+    return syntax in PLUGINS or syntax in SIMPLEITK or not syntax.is_encapsulated
 
 
 def decode_frames(instance: Instance, indices: Sequence[int]) -> Iterator[Pixels]:
@@ -150,28 +146,35 @@ def _decode(raw: bytes, instance: Instance) -> Pixels:
     syntax = UID(instance.transfer_syntax)
     if not instance.compressed:
         native = ExplicitVRLittleEndian if syntax.is_little_endian else syntax
-        return _shaped(_decoded_by("", native, raw, instance), instance)
-    check_codestream(raw, instance)
+        return _shaped(_decoded_by("", native, raw, instance, instance.photometric), instance)
+    _check_claim(raw, syntax, instance)
+    colours = codestream.photometric(raw, instance.photometric) if instance.samples == 3 else instance.photometric
     packed = encapsulate([raw], has_bot=False)
-    for plugin in PLUGINS[syntax]:
-        try:
-            return _shaped(_decoded_by(plugin, syntax, packed, instance), instance)
-        except InputRefused:
-            raise
-        except Exception:  # noqa: S112 - the next codec may read what this one cannot
-            continue
-    if syntax in FALLBACK and instance.photometric in GREY:
-        return _shaped(_decoded_by_simpleitk(packed, instance), instance)
-    raise _refused(instance, f"cannot be decoded ({syntax.name})")
+    if syntax in SIMPLEITK:
+        return _shaped(_decoded_by_simpleitk(packed, instance, colours), instance)
+    return _shaped(_decoded_by(PLUGINS[syntax], syntax, packed, instance, colours), instance)
 
 
-def _decoded_by(plugin: str, syntax: UID, value: bytes, instance: Instance) -> Pixels:
+def _check_claim(raw: bytes, syntax: UID, instance: Instance) -> None:
+    """Refuse a frame that claims to be something else, before a codec takes memory for it or runs over its own."""
+    claim = codestream.claim(raw)
+    if claim is None:
+        if syntax == RLELossless:
+            return
+        raise _refused(instance, f"holds something else than {syntax.name}")
+    if (claim.rows, claim.columns) != (instance.rows, instance.columns):
+        raise _refused(instance, "holds pixels of another size than its header says")
+    if claim.components != instance.samples or not 2 <= claim.bits <= instance.bits_allocated:
+        raise _refused(instance, "holds pixels of another depth than its header says")
+
+
+def _decoded_by(plugin: str, syntax: UID, value: bytes, instance: Instance, colours: str) -> Pixels:
     described: dict[str, Any] = {
         "rows": instance.rows,
         "columns": instance.columns,
         "number_of_frames": 1,
         "samples_per_pixel": instance.samples,
-        "photometric_interpretation": instance.photometric,
+        "photometric_interpretation": colours,
         "planar_configuration": instance.planar,
         "bits_allocated": instance.bits_allocated,
         "bits_stored": instance.bits_stored,
@@ -183,28 +186,41 @@ def _decoded_by(plugin: str, syntax: UID, value: bytes, instance: Instance) -> P
     return pixels
 
 
-def _decoded_by_simpleitk(packed: bytes, instance: Instance) -> Pixels:
-    """Grey pixels through SimpleITK: a bare file around the frame, without what it would apply to the values."""
-    import SimpleITK as sitk  # noqa: PLC0415, N813 - heavy, and rarely needed
+def _decoded_by_simpleitk(packed: bytes, instance: Instance, colours: str) -> Pixels:
+    """Components as they are stored, through a bare file around the frame: nothing in it asks ITK to scale them.
 
+    YCbCr is turned to RGB by pydicom afterwards.
+    """
+    import SimpleITK as sitk  # noqa: PLC0415, N813 - heavy, and only some files need it
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # type: ignore[no-untyped-call]
+    chatter = _without_chatter() if instance.transfer_syntax == JPEGExtended12Bit else contextlib.nullcontext()
+    with tempfile.TemporaryDirectory(prefix="medsr-") as folder:
+        path = Path(folder, "frame.dcm")
+        pydicom.dcmwrite(path, _bare_file(packed, instance), enforce_file_format=True)
+        with chatter:
+            pixels: Pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    shape = (instance.rows, instance.columns) + ((3,) if instance.samples == 3 else ())
+    pixels = pixels.reshape(shape)
+    return convert_color_space(pixels, "YBR_FULL", "RGB") if colours.startswith("YBR_FULL") else pixels
+
+
+def _bare_file(packed: bytes, instance: Instance) -> Dataset:
     bare = Dataset()
     bare.file_meta = FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = UID(instance.transfer_syntax)
     bare.SOPClassUID, bare.SOPInstanceUID = SecondaryCaptureImageStorage, "2.25.1"
-    bare.Rows, bare.Columns, bare.SamplesPerPixel = instance.rows, instance.columns, 1
-    bare.PhotometricInterpretation = "MONOCHROME2"  # ITK would turn MONOCHROME1 around
+    bare.Rows, bare.Columns, bare.SamplesPerPixel = instance.rows, instance.columns, instance.samples
+    # ITK would turn MONOCHROME1 around, and YBR to RGB in its own way.
+    bare.PhotometricInterpretation = "MONOCHROME2" if instance.samples == 1 else "RGB"
+    if instance.samples == 3:
+        bare.PlanarConfiguration = 0
     bare.BitsAllocated, bare.BitsStored, bare.HighBit = instance.bits_allocated, instance.bits_stored, instance.high_bit
     bare.PixelRepresentation = int(instance.signed)
     bare.PixelData = packed
     bare["PixelData"].VR = "OB"
     bare["PixelData"].is_undefined_length = True
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # type: ignore[no-untyped-call]
-    with tempfile.TemporaryDirectory(prefix="medsr-") as folder:
-        path = Path(folder, "frame.dcm")
-        pydicom.dcmwrite(path, bare, enforce_file_format=True)
-        with _without_chatter():
-            pixels: Pixels = np.squeeze(sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
-    return pixels.reshape(instance.rows, instance.columns)
+    return bare
 
 
 @contextlib.contextmanager
@@ -257,41 +273,6 @@ def palette_is_deep(ds: Dataset) -> bool:
         return False
     low, high = colours & 0xFF, colours >> 8
     return bool((low != 0).any() and (low != high).any())
-
-
-# -- what a codestream claims ---------------------------------------------------------------------------------
-
-
-def check_codestream(raw: bytes, instance: Instance) -> None:
-    """Refuse a compressed frame whose own header claims another size, before a codec takes memory for it."""
-    claimed = codestream_size(raw)
-    if claimed is not None and claimed != (instance.rows, instance.columns):
-        raise _refused(instance, "holds pixels of another size than its header says")
-
-
-def codestream_size(raw: bytes) -> tuple[int, int] | None:
-    """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 codestream claims; None if it is none of these."""
-    start = raw.find(b"\xff\x4f\xff\x51", 0, 256)
-    if start >= 0 and len(raw) >= start + 24:
-        x1, y1, x0, y0 = struct.unpack(">4L", raw[start + 8 : start + 24])
-        return y1 - y0, x1 - x0
-    if raw[:2] != b"\xff\xd8":
-        return None
-    at = 2
-    while at + 9 <= len(raw):
-        if raw[at] != 0xFF:
-            return None
-        marker = raw[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
-            rows, columns = struct.unpack(">HH", raw[at + 5 : at + 9])
-            return (rows, columns) if rows else None
-        if marker == 0xDA:
-            return None
-        at += 2 + struct.unpack(">H", raw[at + 2 : at + 4])[0]
-    return None
 
 
 def _refused(instance: Instance, why: str) -> InputRefused:

@@ -59,6 +59,7 @@ class DicomWriter:
 
     def __init__(self, source: DicomReader, result: Volume, lineage: Lineage, place: Path | BinaryIO) -> None:
         self.clipped = 0
+        self.warnings: tuple[str, ...] = ()
         self.written = 0
         self._source = source
         self._result = result

@@ -59,7 +59,9 @@ class MghReader:
             if min(i, j, k, volumes) < 1:
                 msg = f"{path.name} has no voxels."
                 raise InputRefused(msg)
-            self.affine: Affine = usable_affine(np.asarray(self.header.get_affine(), np.float64), path)
+            with np.errstate(all="ignore"):  # what overflows is refused in the next line
+                affine = np.asarray(self.header.get_affine(), np.float64)
+            self.affine: Affine = usable_affine(affine, path)
             axis = chosen_slice_axis(options.axis, (i, j, k), self.affine, spacings_mm(self.affine), path)
             self._order = VoxelOrder((i, j, k), self.header.get_data_dtype(), volumes, 1, axis)
             available = path.stat().st_size - DATA_OFFSET

@@ -273,6 +273,7 @@ def _volume(header: NiftiHeader, axis: int) -> Volume:
         spacing_mm=(steps[rows], steps[columns]),
         slice_spacing_mm=steps[axis],
         affine=header.affine,
+        value_scale=header.value_scale,
         warnings=header.warnings,
     )
 
@@ -414,6 +415,7 @@ class _NiftiWriter:
     """Takes slices and emits them in stored order."""
 
     clipped = 0
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, plan: _Plan, sink: Sink, spool: SliceSpool | None, name: str) -> None:
         self._plan = plan

@@ -68,6 +68,8 @@ class NiftiHeader:
     """First byte of the pixels in their file."""
     affine: Affine
     """Array index to millimetres, RAS+."""
+    value_scale: tuple[float, float]
+    """Slope and intercept of the stored values; 1 and 0 where there is no scaling."""
     warnings: tuple[str, ...]
 
     @property
@@ -109,8 +111,18 @@ def read_header(stream: ForwardStream, name: str, *, paired: bool) -> NiftiHeade
     _refuse_odd_scaling(raw, name)
     warnings: list[str] = []
     affine = _affine_mm(raw, kind, shape, name, warnings)
+    slope, intercept = scaling(raw)
     return NiftiHeader(
-        raw, kind, paired, shape, value_type, channels, _data_offset(raw, kind, paired, name), affine, tuple(warnings)
+        raw,
+        kind,
+        paired,
+        shape,
+        value_type,
+        channels,
+        data_offset=_data_offset(raw, kind, paired, name),
+        affine=affine,
+        value_scale=(slope, intercept) if slope and channels == 1 else (1.0, 0.0),
+        warnings=tuple(warnings),
     )
 
 
@@ -172,7 +184,7 @@ def fresh_header(
     cls = HEADER_CLASSES[kind, paired]
     header = cls(cls.default_structarr("<").tobytes(), "<", False)
     _set_voxel_type(header, value_type, channels)
-    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["scl_slope"], header["scl_inter"] = result.value_scale
     _set_lengths(header, shape)
     _place(header, result)
     return header
@@ -503,7 +515,8 @@ def _move_spm_origin(header: RawHeader, changed: dict[int, tuple[int, int]]) -> 
     if not origin[:3].any() or not all(-n < int(o) < 2 * n for o, n in zip(origin[:3], dim, strict=True)):
         return
     for axis, (n, new) in changed.items():
-        origin[axis] = round((int(origin[axis]) - 0.5) * new / n + 0.5)
+        moved = round((int(origin[axis]) - 0.5) * new / n + 0.5)
+        origin[axis] = min(max(moved, -LARGEST_NIFTI1_LENGTH), LARGEST_NIFTI1_LENGTH)
     header["origin"] = origin
 
 

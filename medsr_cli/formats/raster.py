@@ -59,7 +59,7 @@ _WRITTEN: dict[str, dict[tuple[str, int], str]] = {
         ("u2", 3): "itk", ("u2", 4): "itk",
     },
     "jpeg": {("u1", 1): "L", ("u1", 3): "RGB"},
-    "bmp": {("u1", 1): "L", ("u1", 3): "RGB", ("u1", 4): "RGBA"},
+    "bmp": {("u1", 1): "L", ("u1", 3): "RGB"},
     "tiff": {
         ("u1", 1): "L", ("u1", 2): "LA", ("u1", 3): "RGB", ("u1", 4): "RGBA", ("u2", 1): "I;16", ("i2", 1): "I;16",
         ("i4", 1): "I", ("f4", 1): "F",
@@ -450,6 +450,7 @@ class _StackWriter:
     """Takes the slices of a TIFF, page by page."""
 
     clipped = 0
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, file: BinaryIO, source: Reader, result: Volume, derivation: Derivation, mode: str) -> None:
         self._source = source if isinstance(source, RasterReader) else None

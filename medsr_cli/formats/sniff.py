@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -61,8 +62,22 @@ _SUFFIXES = sorted(
     key=lambda pair: -len(pair[0]),
 )
 _HEADERS_OF_RAW = (".mhd", ".nhdr", ".mha", ".nrrd")
+_METAIMAGE_LINE = re.compile(r"^\s*NDims\s*=\s*\d", re.MULTILINE)
 _BITMAP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 _MGH_TYPES = (0, 1, 3, 4, 10)
+
+_MAGIC = {
+    b"PK\x03\x04": "dicom",
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"\xff\xd8\xff": "jpeg",
+    b"II*\0": "tiff",
+    b"MM\0*": "tiff",
+    b"II+\0": "tiff",
+    b"MM\0+": "tiff",
+    b"NRRD000": "nrrd",
+}
+_MINC_MAGIC = (b"CDF\x01", b"CDF\x02", b"\x89HDF")
+"""NetCDF and HDF5, which hold much else: the name has to say MINC as well."""
 
 _REFUSED = {
     b"GIF8": "is a GIF, whose colours are a palette of 256",
@@ -135,32 +150,23 @@ def _by_content(head: bytes, by_name: FormatEntry | None) -> str | None:
         return "dicom"
     if head.startswith(b"\x1f\x8b"):
         return _in_gzip(head, by_name)
+    if by_name is not None and by_name.name == "minc" and head.startswith(_MINC_MAGIC):
+        return "minc"
     return _by_magic(head) or _by_header_text(head) or _by_numbers(head, by_name)
 
 
 def _by_magic(head: bytes) -> str | None:
-    if head.startswith(b"PK\x03\x04"):
-        return "dicom"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "tiff"
-    if head.startswith(b"BM") and len(head) > 18 and struct.unpack_from("<I", head, 14)[0] in _BITMAP_HEADERS:
-        return "bmp"
-    if head.startswith(b"NRRD000"):
-        return "nrrd"
-    if head[:4] in (b"CDF\x01", b"CDF\x02", b"\x89HDF"):
-        return "minc"
-    return None
+    if head.startswith(b"BM"):
+        # Two letters are little to go by; the length of the second header is one of few.
+        return "bmp" if len(head) > 18 and struct.unpack_from("<I", head, 14)[0] in _BITMAP_HEADERS else None
+    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), None)
 
 
 def _by_header_text(head: bytes) -> str | None:
     """Formats whose headers are plain text."""
     text = head.decode("latin-1").lstrip()
     first = text.split("\n", 1)[0].replace(" ", "")
-    if first.startswith(("ObjectType=", "NDims=")) and "DimSize" in text:
+    if _METAIMAGE_LINE.search(text):
         return "metaimage"
     if text.startswith("# === DATA DESCRIPTION FILE"):
         return "parrec"

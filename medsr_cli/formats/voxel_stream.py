@@ -289,6 +289,7 @@ class VoxelSink:
     """Takes slices, gives out voxels in file order; memory does not grow with the number of slices."""
 
     clipped = 0
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, order: VoxelOrder, write: Callable[[bytes], object], scratch_folder: Path) -> None:
         """Args: the order to write in; where bytes go; a folder with room for one volume, if slices lie across."""

@@ -19,6 +19,6 @@ def load_network(path: str | PathLike[str]) -> nn.Module:
     Raises:
         WeightsError: the file is not the weights of one of the catalogue's networks; the sentence says why.
     """
-    from medsr_cli.networks import checkpoint  # noqa: PLC0415 -- PyTorch is imported here and not before
+    from medsr_cli.networks import checkpoint
 
     return checkpoint.load_network(path)

@@ -288,7 +288,7 @@ def mlp_ratio_from_state(state: Mapping[str, Tensor]) -> float:
     smallest = max((hidden / channels for hidden, channels in layers), default=2.0)
     for digits in range(8):
         step = 10**digits
-        ratio = math.ceil(smallest * step - 1e-9) / step
+        ratio: float = math.ceil(smallest * step - 1e-9) / step
         if all(int(channels * ratio) == hidden for hidden, channels in layers):
             return ratio
     msg = "These tensors are not an RDST: its MLPs are not widened by one common ratio."

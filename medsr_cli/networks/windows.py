@@ -5,7 +5,8 @@ top-left corner, tokens row-major. Source: Liu et al., Swin Transformer (ICCV 20
 by RDST (arXiv 2302.11184).
 
 Only four masks exist at any image size: windows inside the map need none, and those of the last row, the
-last column and the corner each need one. They are kept per device, never in a checkpoint.
+last column and the corner each need one. They are kept per device, never in a checkpoint, and made outside
+inference mode whoever asks first, so that training can use them too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ MASKED_LOGIT = -100.0
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def relative_position_index(window: int, device: torch.device) -> Tensor:
     """Row of the bias table for each (query, key) pair: (dr + M - 1)(2M - 1) + (dc + M - 1), shape (M², M²)."""
     positions = torch.arange(window * window, device=device)
@@ -31,6 +33,7 @@ def relative_position_index(window: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def shift_mask(window: int, shift: int, last_row: bool, last_column: bool, device: torch.device) -> Tensor:
     """Additive mask (M², M²) of one window of a shifted map: 0 where both tokens are neighbours in the image.
 
@@ -98,7 +101,7 @@ class WindowAttention(nn.Module):
         if shift:
             mask = all_window_masks(self.window, shift, rows, columns, qkv.device)
             logits = logits + mask[None, :, None].to(q.dtype)  # (1, windows, 1, M², M²)
-        mixed = logits.softmax(dim=-1) @ v  # (B, windows, heads, M², d)
+        mixed: Tensor = logits.softmax(dim=-1) @ v  # (B, windows, heads, M², d)
         return mixed.transpose(2, 3).reshape(b, rows, columns, n, c3 // 3)
 
     def _attend_fused(self, qkv: Tensor, shift: int) -> Tensor:
@@ -128,6 +131,7 @@ class WindowAttention(nn.Module):
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)
 def all_window_masks(window: int, shift: int, rows: int, columns: int, device: torch.device) -> Tensor:
     """The mask of every window of a shifted map, (rows · columns, M², M²), row-major."""
     grid = [

@@ -18,7 +18,7 @@ BLOCK = 1 << 20
 
 def software() -> dict[str, Any]:
     """Versions of medsr and of what it runs on, read without importing any of it."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for library in LIBRARIES:
         try:
             versions[library] = metadata.version(library)

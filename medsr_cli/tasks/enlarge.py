@@ -98,7 +98,7 @@ class Enlarger:
         usable = colour if item.masked is None else colour[~masked]
         if usable.size and usable.min() != usable.max():
             filled = colour if item.masked is None else np.where(masked, usable.min(), colour)
-            item.unit = (filled.astype(np.float64) - self.intensity.minimum) / (self.intensity.width or 1.0)
+            item.unit = self.intensity.normalise(filled)
         return item
 
     def _batches(self, slices: Iterator[_Slice]) -> Iterator[list[_Slice]]:

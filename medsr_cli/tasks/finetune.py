@@ -34,6 +34,8 @@ WEIGHTS_SUFFIX = ".safetensors"
 FOREIGN_SUFFIXES = (".pt", ".pth", ".tar", ".onnx")
 REPORT_SLICES = 64
 """Slices of each held-out volume that the figures of the card are measured on, at most."""
+SKIPPED_SHOWN = 3
+"""Label maps that are named one by one; masks come by the hundred."""
 
 
 class Watcher(Protocol):
@@ -272,28 +274,41 @@ def _pack_only(request: FinetuneRequest, watcher: Watcher) -> FinetuneResult:
 def _pack(request: FinetuneRequest, target: Path, watcher: Watcher) -> list[str]:
     """Read the folders into a packed file; returns why images were left out."""
     from medsr_cli import formats
-    from medsr_cli.formats.contract import ReadOptions
-    from medsr_cli.training.gather import find_images, pack_images
+    from medsr_cli.formats.contract import Reader, ReadOptions
+    from medsr_cli.training.gather import Found, find_images, pack_images
 
-    found, skipped = find_images(request.folder, formats.is_image_name, request.include, request.exclude)
+    def search(folder: Path) -> tuple[list[Found], list[str]]:
+        return find_images(folder, formats.is_image_name, request.include, request.exclude, _series_of)
+
+    def read(image: Found) -> Reader:
+        return formats.open_image(image.path, ReadOptions(axis=request.axis, series=image.series))
+
+    found, skipped = search(request.folder)
     if request.validation is not None:
         if not request.validation.is_dir():
             msg = f"{request.validation} is no folder."
             raise ArgumentsError(msg, "Give a folder of images to validate on.")
-        held, more = find_images(request.validation, formats.is_image_name, request.include, request.exclude)
+        held, more = search(request.validation)
         skipped += more
         _note_shared_names({f.subject for f in found} & {f.subject for f in held}, watcher)
         found += [dataclasses.replace(image, validation=True) for image in held]
-    for sentence in skipped:
+    for sentence in skipped[:SKIPPED_SHOWN]:
         watcher.note(sentence)
+    if len(skipped) > SKIPPED_SHOWN:
+        watcher.note(f"So were {len(skipped) - SKIPPED_SHOWN} others; --include takes what it names.")
     if not found:
         msg = f"No image was found in {request.folder.name}."
         raise InputRefused(msg, "Give a folder with NIfTI, DICOM, NRRD or PNG images; --include takes patterns.")
-    options = ReadOptions(axis=request.axis)
-    gathered = pack_images(
-        found, lambda path: formats.open_image(path, options), target, watcher, overwrite=request.overwrite
-    )
+    gathered = pack_images(found, read, target, watcher, overwrite=request.overwrite)
     return [*skipped, *gathered.skipped]
+
+
+def _series_of(path: Path) -> list[str]:
+    """The DICOM series of a folder or archive that are images."""
+    from medsr_cli.formats import dicom
+    from medsr_cli.formats.contract import ReadOptions
+
+    return [series.uid for series in dicom.list_series(path, ReadOptions()) if series.refusal is None and series.uid]
 
 
 def _note_shared_names(shared: set[str], watcher: Watcher) -> None:
@@ -374,7 +389,9 @@ class _Workshop:
             if interrupted:
                 note = "The state was saved; nothing was written, for no validation is good enough yet."
                 return self._stopped(state, (note, "Go on with --resume."))
-            remedy = f"{error.remedy} The run is kept in {self.work.folder.name}: --resume goes on with it."
+            remedy = (
+                f"{error.remedy} The run is kept in {self.work.folder.name}: --resume with more --iterations goes on."
+            )
             raise QualityGateFailed(error.sentence, remedy) from error
         notes = self._notes(state, candidate, scores, finished=finished)
         result = self._write(state, candidate, scores, notes, interrupted=interrupted)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medsr_cli.engines.engine import Engine, Interpolation
@@ -31,6 +32,34 @@ class ModelRequest:
 
 
 @dataclass(frozen=True)
+class Card:
+    """What a checkpoint says of the images it was trained for; None where it does not say."""
+
+    modality: str | None = None
+    spacing_mm: tuple[float, float] | None = None
+    """Smallest and largest pixel of the low-resolution images."""
+    degradation: str | None = None
+
+    @classmethod
+    def of_entry(cls, entry: Entry) -> Card:
+        """That of an entry of the manifest."""
+        return cls(entry.modality, entry.spacing_mm, entry.degradation)
+
+    @classmethod
+    def of_file(cls, path: Path) -> Card:
+        """That of a checkpoint file, from its metadata; what is missing or unreadable there is not known."""
+        from medsr_cli.weights.headers import read_header
+
+        metadata = read_header(path).metadata
+        try:
+            low, high = (float(text) for text in json.loads(metadata.get("spacing_mm", "null")))
+            spacing_mm = (low, high)
+        except (TypeError, ValueError):
+            spacing_mm = None
+        return cls(metadata.get("modality"), spacing_mm, metadata.get("degradation"))
+
+
+@dataclass(frozen=True)
 class Model:
     """An engine and what is known of its weights."""
 
@@ -39,27 +68,26 @@ class Model:
     scale: float
     checkpoint_id: str | None = None
     checkpoint_sha256: str | None = None
-    entry: Entry | None = None
+    card: Card = field(default_factory=Card)
 
     @property
     def degradation(self) -> str | None:
         """What the checkpoint was trained to undo."""
-        return self.entry.degradation if self.entry else None
+        return self.card.degradation
 
     def doubts(self, modality: str | None, spacing_mm: tuple[float, float] | None) -> list[str]:
         """Why this checkpoint may not suit an image, a sentence each."""
-        if self.entry is None:
-            return []
-        entry, found = self.entry, []
-        if modality is not None and entry.modality not in (modality, "any"):
+        card, found = self.card, []
+        if modality is not None and card.modality not in (None, modality, "any"):
             found.append(
-                f"The checkpoint {entry.id} was trained on {entry.modality.upper()} images; this is {modality.upper()}."
+                f"The checkpoint {self.checkpoint_id} was trained on {card.modality.upper()} images; "
+                f"this is {modality.upper()}."
             )
-        if spacing_mm is not None and entry.spacing_mm is not None:
-            low, high = entry.spacing_mm
+        if spacing_mm is not None and card.spacing_mm is not None:
+            low, high = card.spacing_mm
             if not (low * 0.95 <= min(spacing_mm) and max(spacing_mm) <= high * 1.05):
                 found.append(
-                    f"The checkpoint {entry.id} was trained for pixels of {low:g} to {high:g} mm; "
+                    f"The checkpoint {self.checkpoint_id} was trained for pixels of {low:.3g} to {high:.3g} mm; "
                     f"these are {spacing_mm[0]:.3g} x {spacing_mm[1]:.3g} mm."
                 )
         return found
@@ -120,7 +148,7 @@ def _from_manifest(request: ModelRequest, name: str, modality: str | None, progr
     entry = select(shelf.manifest, name, request.scale, modality, shelf.store.present)
     path = shelf.store.verified_path(entry, request.allow_unpinned)
     progress.say(f"Using {entry.id}.")
-    return _load(request, path, entry.variant or entry.method, entry.id, entry)
+    return _load(request, path, entry.variant or entry.method, entry.id, Card.of_entry(entry))
 
 
 def _from_file(request: ModelRequest, path: Path, arch: catalogue.Arch | None) -> Model:
@@ -130,10 +158,10 @@ def _from_file(request: ModelRequest, path: Path, arch: catalogue.Arch | None) -
     if path.suffix != ".safetensors":
         msg = f"{path.name} is not a safetensors file."
         raise WeightsError(msg, f"Convert it first: medsr weights import {path.name} -m rdst -o OUT.safetensors.")
-    return _load(request, path, arch.id if arch else "", path.name, None)
+    return _load(request, path, arch.id if arch else "", path.name, Card.of_file(path))
 
 
-def _load(request: ModelRequest, path: Path, method: str, checkpoint_id: str, entry: Entry | None) -> Model:
+def _load(request: ModelRequest, path: Path, method: str, checkpoint_id: str, card: Card) -> Model:
     import torch
 
     from medsr_cli.engines.torch_engine import TorchEngine
@@ -152,4 +180,4 @@ def _load(request: ModelRequest, path: Path, method: str, checkpoint_id: str, en
         msg = f"{checkpoint_id} needs {channels} registered channels; this command has one."
         raise ArgumentsError(msg, "Use a checkpoint of one channel.")
     engine = TorchEngine(net, scale, channels, device=request.device, precision=request.precision, tile=request.tile)
-    return Model(method, engine, scale, checkpoint_id, sha256_of(path), entry)
+    return Model(method, engine, scale, checkpoint_id, sha256_of(path), card)

@@ -139,8 +139,8 @@ class Upscaler:
         doubts = model.doubts(modality, volume.spacing_mm)
         if self.request.strict and doubts:
             raise QualityGateFailed(doubts[0], "Leave --strict away to run it all the same.")
-        if modality is None and model.entry is not None:
-            doubts.append(f"The file does not say its modality; {model.entry.modality.upper()} was assumed.")
+        if modality is None and model.card.modality is not None:
+            doubts.append(f"The file does not say its modality; {model.card.modality.upper()} was assumed.")
         return [*volume.warnings, *doubts]
 
     def _stream(
@@ -160,6 +160,7 @@ class Upscaler:
             writing = formats.create_image(target, reader, result, derivation, overwrite=self.request.overwrite)
             writer = stack.enter_context(writing)
             measured = enlarger.run(writer, self.progress)
+            item.warnings += writer.warnings
             correlation = measured.consistency.correlation
             if correlation < CORRELATION_WARNING:
                 sentence = f"The shrunken result agrees poorly with the input (correlation {correlation:.2f})."
@@ -206,10 +207,10 @@ def target_of(request: UpscaleRequest, reader: Reader, several: bool) -> Path:
     suffix = request.suffix if request.suffix is not None else f"_x{scale}-{request.model.model}"
     output = request.output
     if output is None:
-        return formats.default_name(reader.path, suffix)
+        return formats.default_name(reader.path, suffix, reader.volume.format)
     if several or (output.is_dir() and not reader.path.is_dir()):
         # A folder of results: each keeps its input's name.
-        return output / formats.default_name(reader.path, suffix).name
+        return output / formats.default_name(reader.path, suffix, reader.volume.format).name
     return output
 
 

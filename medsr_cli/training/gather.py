@@ -12,8 +12,8 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -36,18 +36,23 @@ VALIDATION_PREFIX = "val/"
 
 _LABEL_WORD = re.compile(r"(.*mask|.*seg|segmentations?|.*labels?|.*parc)", re.IGNORECASE)
 _BIDS_SUBJECT = re.compile(r"(sub-[A-Za-z0-9]+)(_|$)")
-_DICOM_NAME = re.compile(r"(.*\.(dcm|dicom|ima)|[^.]+|.*\.\d+)$", re.IGNORECASE)
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_SEVERAL_SUFFIXES = (".zip",)
+_HEADER_SUFFIXES = (".hdr", ".nhdr", ".mhd", ".head", ".par")
+"""Files whose pixels lie in another file of the same stem."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """An image to read: a file, or the folder of a DICOM series."""
+    """An image to read: a file, or a DICOM series of a folder or an archive."""
 
     path: Path
     subject: str
     name: str
     """Path inside the folder that was searched."""
     validation: bool = False
+    series: str | None = None
+    """SeriesInstanceUID, where the path holds several."""
 
 
 @dataclass
@@ -56,6 +61,8 @@ class Gathered:
 
     volumes: int = 0
     slices: int = 0
+    colour: int = 0
+    """Volumes whose colours were averaged to grey."""
     skipped: list[str] = field(default_factory=list)
     """One sentence for each image that was left out."""
 
@@ -72,54 +79,55 @@ class Audience(Protocol):
 
 def find_images(
     folder: Path,
-    is_image_name: Callable[[str], bool],
+    is_image: Callable[[Path], bool],
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    series_of: Callable[[Path], Sequence[str]] = lambda path: (),
 ) -> tuple[list[Found], list[str]]:
     """Every image below a folder, in a fixed order, and a sentence for each label map that was passed over.
 
     Args:
         folder: walked without following links; hidden names are passed over.
-        is_image_name: whether a file of that name is one image.
+        is_image: whether a file is one image by its name, or a folder holds DICOM files directly.
         include: patterns (fnmatch) of names or paths; given, nothing else is taken, label maps neither refused.
         exclude: patterns of what to leave out.
+        series_of: the SeriesInstanceUIDs in a folder or archive; each is an image of its own.
     """
     found: list[Found] = []
     skipped: list[str] = []
-    for path in _candidates(folder, is_image_name):
+    for path in _candidates(folder, is_image):
         name = path.relative_to(folder).as_posix()
         if _matches(name, exclude) or (include and not _matches(name, include)):
             continue
         if not include and is_label_name(path.name):
             skipped.append(f"{path.name} was left out: by its name it is a mask or a label map.")
             continue
-        found.append(Found(path, subject_of(name), name))
+        found += _series_apart(Found(path, subject_of(name), name), series_of)
     return found, skipped
 
 
-def _candidates(folder: Path, is_image_name: Callable[[str], bool]) -> Iterator[Path]:
+def _candidates(folder: Path, is_image: Callable[[Path], bool]) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        dicom = []
         for name in sorted(names):
             path = Path(place, name)
-            if name.startswith(".") or not path.is_file():
-                continue
-            if _DICOM_NAME.fullmatch(name) and is_dicom(path):
-                dicom.append(path)
-            elif is_image_name(name) and not name.lower().endswith((".dcm", ".dicom", ".ima", ".zip")):
+            # Files of a series are taken with their folder, not one by one.
+            if not name.startswith(".") and not name.lower().endswith(_DICOM_SUFFIXES) and is_image(path):
                 yield path
-        if dicom:
-            yield dicom[0] if len(dicom) == 1 else Path(place)
+        if is_image(Path(place)):
+            yield Path(place)
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file carries DICOM's mark."""
+def _series_apart(image: Found, series_of: Callable[[Path], Sequence[str]]) -> list[Found]:
+    if not (image.path.is_dir() or image.path.name.lower().endswith(_SEVERAL_SUFFIXES)):
+        return [image]
     try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+        series = series_of(image.path)
+    except InputRefused:
+        return [image]  # the reason is told when it is read
+    if len(series) < 2:
+        return [image]
+    return [replace(image, name=f"{image.name}#{n}", series=uid) for n, uid in enumerate(series, 1)]
 
 
 def is_label_name(name: str) -> bool:
@@ -175,7 +183,7 @@ def split_subjects(subjects: Sequence[str], chosen: Sequence[str] = ()) -> tuple
 
 def pack_images(
     found: Sequence[Found],
-    open_reader: Callable[[Path], Reader],
+    open_reader: Callable[[Found], Reader],
     target: Path,
     audience: Audience,
     *,
@@ -197,15 +205,19 @@ def pack_images(
         for done, image in enumerate(sorted(found, key=lambda image: not image.validation)):
             audience.packing(done, len(found))
             try:
-                kept = _pack_one(image, open_reader, writer, seen)
+                reader = open_reader(image)
+                kept = _pack_one(image, reader, writer, seen)
             except InputRefused as error:
-                sentence = f"{image.path.name} was left out: {error.sentence}"
+                sentence = f"{image.path.name or image.name} was left out: {error.sentence}"
                 gathered.skipped.append(sentence)
                 audience.note(sentence)
                 continue
             gathered.volumes += 1
             gathered.slices += kept
+            gathered.colour += _colours(reader.volume) > 1
         audience.packing(len(found), len(found))
+        if gathered.colour:
+            audience.note(f"The colours of {gathered.colour} volumes were averaged to grey.")
         if not gathered.volumes:
             msg = f"None of the {len(found)} images could be used."
             raise InputRefused(msg, "Run medsr inspect on one of them.")
@@ -214,21 +226,19 @@ def pack_images(
     return gathered
 
 
-def _pack_one(image: Found, open_reader: Callable[[Path], Reader], writer: PackWriter, seen: dict[str, str]) -> int:
-    digest = content_sha256(image.path)
-    if digest in seen:
-        msg = f"it is the same image as {seen[digest]}."
-        raise InputRefused(msg)
-    reader = open_reader(image.path)
+def _pack_one(image: Found, reader: Reader, writer: PackWriter, seen: dict[str, str]) -> int:
     volume = reader.volume
     if min(volume.rows, volume.columns) < SMALLEST_SIDE:
         msg = f"its slices have {volume.rows} x {volume.columns} pixels, fewer than {SMALLEST_SIDE} a side."
         raise InputRefused(msg)
-    span = _measured(reader)
+    span, pixels_sha256 = _measured(reader)
+    if pixels_sha256 in seen:
+        msg = f"it is the same image as {seen[pixels_sha256]}."
+        raise InputRefused(msg)
     record = PackedVolume(
         subject=(VALIDATION_PREFIX if image.validation else "") + image.subject,
         name=image.name,
-        sha256=digest,
+        sha256=content_sha256(image.path) if image.series is None else pixels_sha256,
         minimum=span.minimum,
         maximum=span.maximum,
         validation=image.validation,
@@ -239,17 +249,19 @@ def _pack_one(image: Found, open_reader: Callable[[Path], Reader], writer: PackW
     if not kept:
         msg = "it holds nothing but its smallest value."
         raise InputRefused(msg)
-    seen[digest] = image.path.name
+    seen[pixels_sha256] = image.path.name
     return kept
 
 
-def _measured(reader: Reader) -> IntensityRange:
-    """The range of a volume that can be trained on."""
+def _measured(reader: Reader) -> tuple[IntensityRange, str]:
+    """The range of a volume that can be trained on, and the SHA-256 of its pixels."""
     values: NDArray[Any] = np.empty(0)
+    digest = hashlib.sha256()
 
     def watched() -> Iterator[NDArray[Any]]:
         nonlocal values
         for pixels in _grey(reader):
+            digest.update(pixels.tobytes())
             if len(values) < FEWEST_VALUES:
                 values = np.union1d(values, pixels)
             yield pixels
@@ -261,7 +273,7 @@ def _measured(reader: Reader) -> IntensityRange:
     if len(values) < FEWEST_VALUES:
         msg = f"with {len(values)} distinct values it is a mask or a label map."
         raise InputRefused(msg)
-    return span
+    return span, digest.hexdigest()
 
 
 def _grey(reader: Reader) -> Iterator[NDArray[Any]]:
@@ -276,20 +288,28 @@ def _colours(volume: Volume) -> int:
 
 
 def content_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes; of a folder, that of its files' in the order of their names.
+    """SHA-256 of a file's bytes; of a folder, or a header whose pixels lie apart, that of the files' SHA-256.
 
     Raises:
         InputRefused: it cannot be read.
     """
-    files: Iterable[Path] = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else (path,)
-    digests = []
     try:
+        files = _files_of(path)
+        digests = []
         for part in files:
             with part.open("rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256"))
     except OSError as error:
         msg = f"it cannot be read ({error.strerror})."
         raise InputRefused(msg) from error
-    if len(digests) == 1 and not path.is_dir():
+    if files == [path]:
         return digests[0].hexdigest()
     return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(p for p in path.iterdir() if p.is_file())
+    if path.suffix.lower() in _HEADER_SUFFIXES:
+        return sorted(p for p in path.parent.iterdir() if p.stem == path.stem and p.is_file())
+    return [path]

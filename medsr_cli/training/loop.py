@@ -81,9 +81,7 @@ class Trainer:
         self.net, self.recipe, self.sampler, self.score = net, recipe, sampler, score
         self.state_path = state_path
         self.device = next(net.parameters()).device
-        self.optimiser = torch.optim.Adam(
-            [p for p in net.parameters() if p.requires_grad], recipe.learning_rate, recipe.betas
-        )
+        self.optimiser = torch.optim.Adam(parameter_groups(net, recipe), recipe.learning_rate, recipe.betas)
         self.state = TrainingState()
         self.averaged = copy.deepcopy(net).eval() if recipe.average else net
         self._forward: Callable[[Tensor], Tensor] = net
@@ -164,7 +162,7 @@ class Trainer:
 
     def _step(self, step: int, batch: Batch) -> float:
         for group in self.optimiser.param_groups:
-            group["lr"] = self.recipe.learning_rate_at(step)
+            group["lr"] = self.recipe.learning_rate_at(step) * group["factor"]
         low, high = (t.to(self.device) for t in batch)
         self.optimiser.zero_grad(set_to_none=True)
         linear = step < self.recipe.linear_steps
@@ -280,6 +278,21 @@ def read_state(path: Path) -> dict[str, Any]:
 def _not_a_state(path: Path) -> WeightsError:
     msg = f"{path.name} is not a training state of this network."
     return WeightsError(msg, "Give --overwrite instead of --resume to start anew.")
+
+
+def parameter_groups(net: Rdst, recipe: Recipe) -> list[dict[str, Any]]:
+    """The dense blocks, and everything around them with its own share of the learning rate.
+
+    The convolutions around the blocks have hundreds of inputs of one sign: steps that suit the attention move
+    their output as a whole, and the image's brightness with it.
+    """
+    inner: list[nn.Parameter] = []
+    outer: list[nn.Parameter] = []
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            inside = name.startswith("body.") and ".body." in name
+            (inner if inside else outer).append(parameter)
+    return [{"params": inner, "factor": 1.0}, {"params": outer, "factor": recipe.outer_rate}]
 
 
 def linear_part(net: Rdst, low: Tensor) -> Tensor:

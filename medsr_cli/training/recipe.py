@@ -50,6 +50,8 @@ class Recipe:
     """A step whose loss reaches this is skipped (released configuration)."""
     clip_norm: float = 0.0
     """Largest gradient norm; 0 does not clip (paper: no clipping)."""
+    outer_rate: float = 1.0
+    """Share of the learning rate for all that stands around the dense blocks (paper: 1)."""
     average: float = 0.0
     """Decay of the moving average of the weights that is validated and kept; 0 keeps the weights themselves."""
     validate_every: int = 500
@@ -89,7 +91,8 @@ PRESETS: dict[str, Recipe] = {
     "quick": Recipe(
         iterations=6000,
         batch=4,
-        learning_rate=3e-4,
+        learning_rate=5e-4,
+        outer_rate=0.15,
         schedule="cooldown",
         warmup=100,
         augment=True,
@@ -118,6 +121,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "minimum_deviation": (0.0, 1.0),
     "linear_steps": (0, 1e8),
     "clip_norm": (0.0, 1e6),
+    "outer_rate": (0.0, 10.0),
     "average": (0.0, 0.999999),
     "validate_every": (1, 1e8),
     "seed": (0, 2**63 - 1),

@@ -16,6 +16,13 @@ from medsr_cli.errors import ArgumentsError, RunError
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.training.validation import VolumeScore, mean_gain_db
 
+_IN_WORDS = {
+    "pack": "images",
+    "validation": "validation subjects",
+    "config": "network sizes",
+    "start": "starting weights",
+}
+
 
 @dataclass(frozen=True)
 class RunIdentity:
@@ -107,8 +114,7 @@ class WorkFolder:
         saved = self.identity()
         for name, now in asdict(identity).items():
             if getattr(saved, name) != now:
-                what = {"pack": "images", "validation": "validation subjects", "config": "network"}.get(name, name)
-                msg = f"The run in {self.folder.name} has another {what}, so it cannot go on."
+                msg = f"The run in {self.folder.name} was started with other {_IN_WORDS.get(name, name)}."
                 raise ArgumentsError(msg, "Give the same options, or --overwrite instead of --resume to start anew.")
 
     def released(self) -> str | None:

@@ -34,13 +34,12 @@ class IntensityRange:
         """Largest less smallest value; 0 for a constant volume."""
         return self.maximum - self.minimum
 
-    def normalise(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Values to [0, 1], float32; a constant volume becomes 0."""
-        width = self.width or 1.0
-        return ((pixels.astype(np.float64) - self.minimum) / width).astype(np.float32)
+    def normalise(self, pixels: Pixels) -> NDArray[np.float64]:
+        """Values to [0, 1], in float64 so that 32-bit integers survive the way there and back; constant ones to 0."""
+        return (pixels.astype(np.float64) - self.minimum) / (self.width or 1.0)
 
     def denormalise(self, unit: NDArray[np.floating]) -> NDArray[np.float64]:
-        """The inverse of `normalise`, in float64 so that 32-bit integers come back exactly."""
+        """The inverse of `normalise`."""
         return unit.astype(np.float64) * self.width + self.minimum
 
 
@@ -95,8 +94,10 @@ def store(
     low = limits.min if lowest is None else max(int(lowest), limits.min)
     high = limits.max if highest is None else min(int(highest), limits.max)
     rounded = np.rint(values)
-    outside = (rounded < low) | (rounded > high)
-    n_outside = int(outside.sum())
+    # 64-bit limits are no float64 numbers: the comparison takes the nearest ones that do not wrap.
+    top = np.float64(high) if int(np.float64(high)) <= high else np.nextafter(np.float64(high), 0)
+    inside = (rounded >= low) & (rounded <= top)
+    n_outside = int(rounded.size - inside.sum())
     if n_outside:
-        rounded = np.clip(rounded, low, high)
+        rounded = np.clip(np.nan_to_num(rounded, nan=low, posinf=top, neginf=low), low, top)
     return rounded.astype(dtype), n_outside

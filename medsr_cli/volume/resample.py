@@ -31,7 +31,8 @@ def resize(image: FloatArray, size: tuple[int, int], kernel: Kernel = "cubic") -
     rows, columns = image.shape[-2:]
     down = axis_weights(rows, size[0], kernel).astype(image.dtype, copy=False)
     across = axis_weights(columns, size[1], kernel).astype(image.dtype, copy=False)
-    return np.matmul(np.matmul(down, image), across.T)
+    result: FloatArray = np.matmul(np.matmul(down, image), across.T)
+    return result
 
 
 @lru_cache(maxsize=64)

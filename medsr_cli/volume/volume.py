@@ -50,6 +50,8 @@ class Volume:
     """Largest value that can be stored (for 12 bits in 16: 4095); None takes that of the type."""
     padding: float | None = None
     """Value that marks pixels outside the scanned field, if the file names one."""
+    value_scale: tuple[float, float] = (1.0, 0.0)
+    """Slope and intercept that turn the values handed out into the file's own units (Hounsfield units)."""
     modality: Modality | None = None
     body_part: str | None = None
     warnings: tuple[str, ...] = ()

@@ -206,7 +206,7 @@ def _read_list(path: Path, members: _Members) -> list[_Item]:
     return items
 
 
-def _parse_item(path: Path, data: Any, number: int) -> _Item:  # noqa: ANN401 -- JSON, checked here
+def _parse_item(path: Path, data: Any, number: int) -> _Item:
     where = f"{path.name}, checkpoint {number + 1}"
     match data:
         case {"entry": dict(entry_data), "record": record_data, "file": str(file), "bytes": int(size)} if (

@@ -353,7 +353,7 @@ class _Fields:
         msg = f"{self.where}: {key} {rule}."
         raise WeightsError(msg, "Correct the manifest.")
 
-    def take(self, key: str) -> Any:  # noqa: ANN401 -- YAML, checked by the caller
+    def take(self, key: str) -> Any:
         if key not in self.data:
             self.refuse(key, "is missing")
         self.taken.add(key)
@@ -404,7 +404,7 @@ class _Fields:
             self.refuse(key, f"must be two numbers{bound}, the smaller first")
         return values[0], values[1]
 
-    def _number(self, key: str, value: Any, low: float, high: float) -> float:  # noqa: ANN401 -- as above
+    def _number(self, key: str, value: Any, low: float, high: float) -> float:
         if type(value) not in (int, float):
             self.refuse(key, f"is {str(value)[:80]!r}, not a number")
         number = float(value)

@@ -124,7 +124,6 @@ def test_opened_counted_enlarged_and_read_back(name, tmp_path):
     wanted = before.enlarged(2 * before.rows, 2 * before.columns)
     pixels = enlarge(source, target, wanted)
     assert len(pixels) == before.slices
-    assert len({id(page) for page in pixels}) == len(pixels)
 
     after = open_image(target, options_of(before)).volume
     read_back = list(open_image(target, options_of(before)).slices())

@@ -96,7 +96,9 @@ def use_plain(net: Rdst, plain: bool) -> None:
             module.plain = plain
 
 
-@pytest.mark.parametrize(("blocks", "channels", "count"), [(8, 1, 4464965), (4, 1, 2379245), (8, 4, 4468244), (4, 4, 2382524)])
+@pytest.mark.parametrize(
+    ("blocks", "channels", "count"), [(8, 1, 4464965), (4, 1, 2379245), (8, 4, 4468244), (4, 4, 2382524)]
+)
 def test_parameters_are_counted_as_in_the_paper(blocks, channels, count):
     net = Rdst(RdstConfig(n_rdstb=blocks, in_channels=channels))
     assert sum(p.numel() for p in net.parameters()) == count
@@ -156,7 +158,7 @@ def test_masks_are_those_of_the_region_labels():
 
 
 def test_flops_agree_with_the_paper():
-    """Counted convolutions and linear layers of a 40x32 input: 3.48 and 6.07 G multiply-adds, 3.83 and 6.78 with attention."""
+    """Multiply-adds of a 40x32 input, attention products included: 3.83 G and 6.78 G (spec, section 3)."""
     assert Rdst(RdstConfig(n_rdstb=4)).flops(40, 32) / 2e9 == pytest.approx(3.83, abs=0.01)
     assert Rdst(RdstConfig(n_rdstb=8)).flops(40, 32) / 2e9 == pytest.approx(6.78, abs=0.01)
 

@@ -48,7 +48,9 @@ def packed(path: Path, subjects: int = 3, volumes: int = 1, slices: int = 3, sid
                 image = phantom(100 * s + v, slices, *side)
                 unit = (image - image.min()) / np.ptp(image)
                 digest = hashlib.sha256(image.tobytes()).hexdigest()
-                record = PackedVolume(f"s{s}", f"s{s}/scan{v}_T1w.nii.gz", digest, float(image.min()), float(image.max()))
+                record = PackedVolume(
+                    f"s{s}", f"s{s}/scan{v}_T1w.nii.gz", digest, float(image.min()), float(image.max())
+                )
                 writer.add(record, unit)
         writer.finish(target)
     return path

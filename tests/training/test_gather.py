@@ -58,12 +58,14 @@ def save(path, array):
     return path
 
 
-def is_npy(name):
-    return name.endswith((".npy", ".dcm"))
+def is_npy(path):
+    if path.is_dir():
+        return any(file.suffix == ".dcm" for file in path.iterdir())
+    return path.suffix == ".npy"
 
 
 def pack(found, target, ear=None, **facts):
-    return pack_images(found, lambda path: ArrayReader(path, **facts), target, ear or Ear())
+    return pack_images(found, lambda image: ArrayReader(image.path, **facts), target, ear or Ear())
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,9 @@ def test_subjects(name, subject):
     assert subject_of(name) == subject
 
 
-@pytest.mark.parametrize("name", ["mask.nii", "p1_brainmask.nii.gz", "a_dseg.nii", "T1-label.nrrd", "labels.nii", "aseg.mgz"])
+@pytest.mark.parametrize(
+    "name", ["mask.nii", "p1_brainmask.nii.gz", "a_dseg.nii", "T1-label.nrrd", "labels.nii", "aseg.mgz"]
+)
 def test_label_names(name):
     assert is_label_name(name)
 
@@ -117,14 +121,25 @@ def test_patterns(tmp_path):
     assert names(include=["*t1*"], exclude=["*_mask*"]) == ["a/t1.npy", "b/t1.npy"]
 
 
-def test_a_folder_of_dicom_is_one_image(tmp_path):
-    for name in ("p1/series/IM1", "p1/series/IM2.dcm", "p1/series/1.2.840.3", "p2/one.dcm"):
+def test_a_folder_of_dicom_is_one_image_or_as_many_as_it_has_series(tmp_path):
+    for name in ("p1/a/1.dcm", "p1/a/2.dcm", "p2/1.dcm", "p3/1.dcm", "p3/scan.npy"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"\0" * 128 + b"DICM")
-    (tmp_path / "p1/series/README").write_text("no DICOM")
-    found, _ = find_images(tmp_path, is_npy)
-    assert [(image.name, image.subject) for image in found] == [("p1/series", "p1"), ("p2/one.dcm", "p2")]
+        path.write_bytes(b"")
+
+    def series_of(path):
+        if path.name == "p2":
+            raise InputRefused("p2 is damaged.")
+        return ["1.2", "1.3"] if path.name == "p3" else ["1.1"]
+
+    found, _ = find_images(tmp_path, is_npy, series_of=series_of)
+    assert [(image.name, image.subject, image.series) for image in found] == [
+        ("p1/a", "p1", None),
+        ("p2", "p2", None),
+        ("p3/scan.npy", "p3", None),
+        ("p3#1", "p3", "1.2"),
+        ("p3#2", "p3", "1.3"),
+    ]
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 20, 61])
@@ -177,9 +192,13 @@ def test_colours_become_their_mean_without_opacity(tmp_path):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (1, 4, 20, 20)).astype(np.uint8)
     path = save(tmp_path / "a.npy", image)
-    pack([Found(path, "a", "a.npy")], tmp_path / "p.safetensors", alpha=True)
+    ear = Ear()
+    pack([Found(path, "a", "a.npy")], tmp_path / "p.safetensors", ear, alpha=True)
+    assert ear.notes == ["The colours of 1 volumes were averaged to grey."]
     grey = image[0, :3].mean(axis=0)
-    assert PackedSlices(tmp_path / "p.safetensors").slice(0) == pytest.approx((grey - grey.min()) / np.ptp(grey), abs=1e-4)
+    assert PackedSlices(tmp_path / "p.safetensors").slice(0) == pytest.approx(
+        (grey - grey.min()) / np.ptp(grey), abs=1e-4
+    )
 
 
 def test_what_cannot_be_trained_on_is_left_out_with_a_reason(tmp_path):
@@ -248,4 +267,14 @@ def test_the_hash_of_a_folder_follows_its_files(tmp_path):
     first = content_sha256(folder)
     Path(folder, "2").write_bytes(b"two")
     assert content_sha256(folder) != first
-    assert content_sha256(folder) == content_sha256(folder)
+
+
+def test_the_hash_of_a_header_follows_its_pixels(tmp_path):
+    (tmp_path / "a.hdr").write_bytes(b"header")
+    (tmp_path / "a.img").write_bytes(b"pixels")
+    (tmp_path / "b.img").write_bytes(b"others")
+    first = content_sha256(tmp_path / "a.hdr")
+    (tmp_path / "b.img").write_bytes(b"changed")
+    assert content_sha256(tmp_path / "a.hdr") == first
+    (tmp_path / "a.img").write_bytes(b"changed")
+    assert content_sha256(tmp_path / "a.hdr") != first

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from medsr_cli.errors import RunError, WeightsError
+from medsr_cli.networks import windows
 from medsr_cli.training import loop
 from medsr_cli.training.interruption import Stopped, StopSwitch
 from medsr_cli.training.loop import Trainer, grow, linear_part, start_from_linear
@@ -58,12 +59,18 @@ def equal(a, b):
     return all(torch.equal(a[k], b[k]) for k in a) and a.keys() == b.keys()
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, RICH], ids=["paper", "quick"])
-@pytest.mark.parametrize("stop", [1, 3, 5, 8])
-def test_resumed_is_uninterrupted_to_the_bit(slices, tmp_path, recipe, stop):
-    whole = trainer(slices, tmp_path / "whole.pt", recipe)
+@pytest.fixture(scope="module", params=[RECIPE, RICH], ids=["paper", "quick"])
+def uninterrupted(request, slices, tmp_path_factory):
+    whole = trainer(slices, tmp_path_factory.mktemp("whole") / "s.pt", request.param)
     watched = Quiet()
-    expected = whole.run(watched)
+    whole.run(watched)
+    return whole, watched
+
+
+@pytest.mark.parametrize("stop", [3, 5, 8])
+def test_resumed_is_uninterrupted_to_the_bit(slices, tmp_path, uninterrupted, stop):
+    whole, watched = uninterrupted
+    recipe, expected = whole.recipe, whole.state
 
     first = trainer(slices, tmp_path / "parts.pt", recipe)
     before = Quiet(stop, interrupt)
@@ -156,6 +163,16 @@ def test_an_extra_validation_is_not_saved(slices, tmp_path):
     again = trainer(slices, tmp_path / "s.pt")
     again.resume()
     assert [entry["step"] for entry in again.state.history] == [0]
+
+
+def test_trains_after_the_network_was_used_in_inference_mode(slices, tmp_path):
+    run = trainer(slices, tmp_path / "s.pt")
+    windows.relative_position_index.cache_clear()
+    windows.shift_mask.cache_clear()
+    windows.all_window_masks.cache_clear()
+    with torch.inference_mode():
+        run.net(torch.rand(1, 1, 16, 16))
+    assert run.run(Quiet()).step == 12
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_state(slices, tmp_path):

@@ -134,5 +134,5 @@ def test_a_file_cut_short_is_refused(tmp_path):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(InputRefused, match="p.safetensors"):
+    with pytest.raises(InputRefused, match=r"p\.safetensors"):
         PackedSlices(tmp_path / "p.safetensors")

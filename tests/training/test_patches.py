@@ -45,9 +45,7 @@ def test_patches_come_from_the_named_subjects_alone(slices):
     """Every patch is found again, pixel for pixel, in a slice of the subject that was asked for."""
     draw = sampler(slices, subjects=["s1"])
     allowed = [slices.slice(int(i)) for i in slices.indices_of(["s1"])]
-    windows = np.concatenate(
-        [np.lib.stride_tricks.sliding_window_view(s, (16, 16)).reshape(-1, 256) for s in allowed]
-    )
+    windows = np.concatenate([np.lib.stride_tricks.sliding_window_view(s, (16, 16)).reshape(-1, 256) for s in allowed])
     for step in range(5):
         for patch in draw.batch(step)[1].numpy():
             assert (windows == patch.reshape(256)).all(axis=1).any()

@@ -184,9 +184,9 @@ def test_another_run_is_named_by_what_differs(tmp_path):
     with work.locked():
         work.write_identity(IDENTITY)
         work.refuse_other(IDENTITY)
-        with pytest.raises(ArgumentsError, match="another images"):
+        with pytest.raises(ArgumentsError, match="other images"):
             work.refuse_other(dataclasses.replace(IDENTITY, pack="0" * 64))
-        with pytest.raises(ArgumentsError, match="another scale"):
+        with pytest.raises(ArgumentsError, match="other scale"):
             work.refuse_other(dataclasses.replace(IDENTITY, scale=2))
 
 

@@ -1,0 +1,292 @@
+"""`medsr upscale` as a user meets it: results, streams, exit codes, and every bad input."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.makers import anatomy, save_checkpoint, save_nifti
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [p.name for p in folder.rglob("*") if p.name.startswith(".medsr")]
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    return save_nifti(tmp_path / "scan.nii.gz")
+
+
+def test_result_stands_beside_its_input_with_type_units_and_place(medsr, scan):
+    checkpoint = save_checkpoint(scan.with_name("tiny.safetensors"))
+    ended = medsr("upscale", scan, "-s", 2, "--weights", checkpoint)
+    assert ended.code == 0, ended.err
+    target = scan.with_name("scan_x2-rdst.nii.gz")
+    assert ended.out == f"{target}\n"
+    before, after = nib.load(scan), nib.load(target)
+    assert after.shape == (80, 72, 6)
+    assert after.get_data_dtype() == before.get_data_dtype()
+    np.testing.assert_allclose(after.header.get_zooms(), (0.45, 0.4, 4.0), rtol=1e-6)
+    np.testing.assert_allclose(after.affine @ [-0.5, -0.5, 0, 1], before.affine @ [-0.5, -0.5, 0, 1], atol=1e-5)
+    shrunk = np.asarray(after.dataobj).reshape(40, 2, 36, 2, 6).mean(axis=(1, 3))
+    assert np.corrcoef(shrunk.ravel(), np.asarray(before.dataobj).ravel())[0, 1] > 0.99
+    assert not leftovers(scan.parent)
+
+
+def test_report_tells_what_was_done(medsr, scan, tmp_path):
+    checkpoint = save_checkpoint(tmp_path / "tiny.safetensors")
+    report, preview = tmp_path / "r.json", tmp_path / "p.png"
+    ended = medsr("upscale", scan, "-s", 2, "--weights", checkpoint, "--report", report, "--preview", preview)
+    assert ended.code == 0, ended.err
+    facts = json.loads(report.read_text())
+    assert facts["model"]["scale"] == 2
+    assert len(facts["model"]["sha256"]) == 64
+    assert facts["input"]["shape"] == [40, 36, 6]
+    assert facts["output"]["shape"] == [80, 72, 6]
+    assert facts["intensity"]["minimum"] == 0
+    assert facts["consistency"]["correlation"] > 0.98
+    assert facts["timings_s"]["total"] > 0
+    assert Image.open(preview).size == (2 * 80 + 8, 3 * 72 + 2 * 8) or Image.open(preview).width > 0
+
+
+def test_json_lines_and_nothing_else_on_stdout(medsr, scan):
+    ended = medsr("upscale", scan, "-m", "bicubic", "-s", 2, "--json")
+    (line,) = ended.out.splitlines()
+    facts = json.loads(line)
+    assert facts["status"] == "done"
+    assert facts["output"].endswith("scan_x2-bicubic.nii.gz")
+
+
+def test_a_batch_goes_on_after_a_bad_file_and_ends_with_3(medsr, tmp_path):
+    good, other = save_nifti(tmp_path / "a.nii.gz"), save_nifti(tmp_path / "c.nii.gz")
+    bad = tmp_path / "b.nii.gz"
+    bad.write_text("not an image")
+    out = tmp_path / "out"
+    ended = medsr("upscale", good, bad, other, "-o", out, "-m", "bicubic", "-s", 2)
+    assert ended.code == 3
+    assert sorted(p.name for p in out.iterdir()) == ["a_x2-bicubic.nii.gz", "c_x2-bicubic.nii.gz"]
+    assert "b.nii.gz" in ended.err
+    assert len(ended.out.splitlines()) == 2
+
+
+def test_skip_existing_does_what_is_missing(medsr, tmp_path):
+    for name in ("a.nii.gz", "b.nii.gz"):
+        save_nifti(tmp_path / name)
+    first = tmp_path / "a_x2-bicubic.nii.gz"
+    first.write_bytes(b"kept")
+    ended = medsr("upscale", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", "-m", "bicubic", "-s", 2, "--skip-existing")
+    assert ended.code == 0, ended.err
+    assert first.read_bytes() == b"kept"
+    assert (tmp_path / "b_x2-bicubic.nii.gz").exists()
+
+
+def test_two_runs_give_equal_bytes(medsr, scan, tmp_path):
+    checkpoint = save_checkpoint(tmp_path / "tiny.safetensors")
+    for name in ("one", "two"):
+        assert medsr("upscale", scan, "-s", 2, "--weights", checkpoint, "-o", tmp_path / f"{name}.nii.gz").code == 0
+    assert (tmp_path / "one.nii.gz").read_bytes() == (tmp_path / "two.nii.gz").read_bytes()
+
+
+def test_a_constant_slice_stays_constant_and_nan_stays_where_it_was(medsr, tmp_path):
+    data = anatomy().astype(np.float32)
+    data[..., 2] = 7
+    data[:3, :, 4] = np.nan
+    scan = save_nifti(tmp_path / "odd.nii.gz", data)
+    ended = medsr("upscale", scan, "-m", "bicubic", "-s", 2)
+    assert ended.code == 0, ended.err
+    assert "not numbers" in ended.err
+    result = np.asarray(nib.load(tmp_path / "odd_x2-bicubic.nii.gz").dataobj)
+    assert (result[..., 2] == 7).all()
+    assert np.isnan(result[:6, :, 4]).all()
+    assert np.isfinite(result[6:]).all()
+
+
+def test_a_constant_volume_is_enlarged_without_the_network(medsr, tmp_path):
+    scan = save_nifti(tmp_path / "flat.nii.gz", np.full((8, 8, 3), 5, np.int16))
+    ended = medsr("upscale", scan, "-m", "bicubic", "-s", 2)
+    assert ended.code == 0, ended.err
+    assert (np.asarray(nib.load(tmp_path / "flat_x2-bicubic.nii.gz").dataobj) == 5).all()
+
+
+def test_one_pixel_is_an_image(medsr, tmp_path):
+    Image.fromarray(np.array([[9]], np.uint8)).save(tmp_path / "dot.png")
+    ended = medsr("upscale", tmp_path / "dot.png", "-m", "bicubic", "-s", 4)
+    assert ended.code == 0, ended.err
+    assert np.asarray(Image.open(tmp_path / "dot_x4-bicubic.png")).tolist() == [[9] * 4] * 4
+
+
+def header_bytes(path: Path, **fields: object) -> Path:
+    image = nib.Nifti1Image(anatomy(), np.diag([1.0, 1.0, 4.0, 1.0]))
+    nib.save(image, path)
+    raw = bytearray(path.read_bytes())
+    offsets = {
+        "pixdim1": (80, "<f"),
+        "scl_slope": (112, "<f"),
+        "dim1": (42, "<h"),
+        "dim2": (44, "<h"),
+        "srow_x": (280, "<4f"),
+    }
+    for name, value in fields.items():
+        offset, kind = offsets[name]
+        values = value if isinstance(value, tuple) else (value,)
+        struct.pack_into(kind, raw, offset, *values)
+    path.write_bytes(raw)
+    return path
+
+
+def bad_inputs(tmp_path: Path) -> dict[str, Path]:
+    whole = gzip.compress(save_nifti(tmp_path / "whole.nii").read_bytes())
+    files = {name: tmp_path / f"{name}.nii.gz" for name in ("missing", "empty", "text", "truncated")}
+    files["empty"].write_bytes(b"")
+    files["text"].write_text("I am not an image. " * 40)
+    files["truncated"].write_bytes(whole[: len(whole) // 2])
+    files["nan-spacing"] = header_bytes(tmp_path / "nan_spacing.nii", pixdim1=float("nan"))
+    files["zero-spacing"] = header_bytes(tmp_path / "zero_spacing.nii", pixdim1=0.0)
+    files["nan-slope"] = header_bytes(tmp_path / "nan_slope.nii", scl_slope=float("nan"))
+    files["singular"] = header_bytes(tmp_path / "singular.nii", srow_x=(0.0, 0.0, 0.0, 0.0))
+    files["huge"] = header_bytes(tmp_path / "huge.nii", dim1=30000, dim2=30000)
+    files["huge"].write_bytes(files["huge"].read_bytes()[:352])
+    files["no-image"] = tmp_path / "folder"
+    files["no-image"].mkdir()
+    (files["no-image"] / "notes.txt").write_text("nothing here")
+    return files
+
+
+KINDS = [
+    "missing", "empty", "text", "truncated", "nan-spacing", "zero-spacing",
+    "nan-slope", "singular", "huge", "no-image",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_input_is_one_sentence_and_6(medsr, tmp_path, kind):
+    path = bad_inputs(tmp_path)[kind]
+    before = sorted(p.name for p in tmp_path.iterdir())
+    started = time.monotonic()
+    ended = medsr("upscale", path, "-m", "bicubic", "-s", 2)
+    assert ended.code == 6, ended.err
+    assert time.monotonic() - started < 5
+    assert ended.out == ""
+    (line,) = [text for text in ended.err.splitlines() if text.startswith("medsr:")]
+    assert "Traceback" not in ended.err
+    assert line.endswith((".", "?"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_existing_target_is_kept_unless_told(medsr, scan):
+    target = scan.with_name("scan_x2-bicubic.nii.gz")
+    target.write_bytes(b"mine")
+    assert medsr("upscale", scan, "-m", "bicubic", "-s", 2).code == 2
+    assert target.read_bytes() == b"mine"
+    assert medsr("upscale", scan, "-m", "bicubic", "-s", 2, "--overwrite").code == 0
+    assert nib.load(target).shape == (80, 72, 6)
+
+
+def test_target_equal_to_source(medsr, scan):
+    before = scan.read_bytes()
+    ended = medsr("upscale", scan, "-m", "bicubic", "-s", 2, "-o", scan, "--overwrite")
+    assert ended.code == 2
+    assert "never changed" in ended.err
+    assert scan.read_bytes() == before
+
+
+def test_a_scale_the_checkpoint_lacks(medsr, scan, tmp_path):
+    checkpoint = save_checkpoint(tmp_path / "tiny.safetensors", scale=2)
+    ended = medsr("upscale", scan, "-s", 3, "--weights", checkpoint)
+    assert ended.code == 2
+    assert "enlarges by 2" in ended.err
+
+
+def test_a_device_that_is_not_there(medsr, scan, tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    checkpoint = save_checkpoint(tmp_path / "tiny.safetensors")
+    for name in ("cuda", "cuda:3", "gpu"):
+        ended = medsr("upscale", scan, "-s", 2, "--weights", checkpoint, "-d", name)
+        assert ended.code == 4, ended.err
+
+
+def test_missing_weights_are_5(medsr, scan, tmp_path):
+    assert medsr("upscale", scan, "-s", 2, "--weights", tmp_path / "none.safetensors").code == 5
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_disk_that_refuses_leaves_nothing(medsr, scan, monkeypatch, code):
+    before = scan.read_bytes()
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    ended = medsr("upscale", scan, "-m", "bicubic", "-s", 2)
+    assert ended.code == 1, ended.err
+    assert [p.name for p in scan.parent.iterdir()] == [scan.name]
+    assert scan.read_bytes() == before
+
+
+def test_bad_arguments_are_2(medsr, scan):
+    assert medsr("upscale", scan, "-m", "nonsense").code == 2
+    assert medsr("upscale", scan, "--no-such-flag").code == 2
+    assert medsr("upscale", scan, "-m", "bicubic", "-s", 1).code == 2
+    assert medsr("upscale", scan, "-m", "bicubic", "--tile", "small").code == 2
+    assert medsr("upscale", scan, "-m", "bicubic", "-s", 2, "-o", scan.with_name("x.xyz")).code == 2
+    assert medsr("upscale").code in (2, 6)
+
+
+def test_offline_opens_no_socket(medsr, scan, tmp_path, monkeypatch):
+    def forbidden(*_: object, **__: object) -> None:
+        pytest.fail("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", forbidden)
+    checkpoint = save_checkpoint(tmp_path / "tiny.safetensors")
+    assert medsr("upscale", scan, "-s", 2, "--weights", checkpoint, "--offline").code == 0
+
+
+def slow_run(scan: Path) -> subprocess.Popen[bytes]:
+    """A run whose every slice takes a while, so that it can be stopped in the middle."""
+    program = (
+        "import sys, time\n"
+        "from medsr_cli.engines.engine import Interpolation\n"
+        "run = Interpolation.run\n"
+        "def slow(self, planes):\n"
+        "    print('working', file=sys.stderr, flush=True); time.sleep(0.2); return run(self, planes)\n"
+        "Interpolation.run = slow\n"
+        "from medsr_cli.__main__ import main\n"
+        f"sys.argv = ['medsr', 'upscale', {str(scan)!r}, '-m', 'bicubic', '-s', '2']\n"
+        "main()\n"
+    )
+    return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_stopped_runs_leave_nothing_under_a_final_name(medsr, tmp_path, how, code):
+    scan = save_nifti(tmp_path / "scan.nii.gz", anatomy((40, 36, 40)))
+    process = slow_run(scan)
+    assert process.stderr is not None
+    process.stderr.readline()
+    time.sleep(0.3)
+    process.send_signal(how)
+    assert process.wait(timeout=20) == code
+    target = tmp_path / "scan_x2-bicubic.nii.gz"
+    assert not target.exists()
+    if how is not signal.SIGKILL:
+        assert not leftovers(tmp_path)
+    assert medsr("upscale", scan, "-m", "bicubic", "-s", 2).code == 0
+    assert target.exists()
+    assert not leftovers(tmp_path), "a later run sweeps what a killed one left"
