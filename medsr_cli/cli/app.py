@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import logging
 import signal
 import sys
 import traceback
@@ -15,6 +17,7 @@ from medsr_cli import __version__
 from medsr_cli.cli import demo, finetune, inspect, models, upscale, weights
 from medsr_cli.errors import MedsrError
 
+LOG = logging.getLogger("medsr")
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -67,6 +70,7 @@ def run() -> NoReturn:
     """Parse the arguments, run the command, end the process."""
     signal.signal(signal.SIGTERM, _stop)
     debug = "--debug" in sys.argv
+    keep_log()
     try:
         code = app(standalone_mode=False)
     except MedsrError as error:
@@ -103,7 +107,19 @@ def _usage_or_crash(error: Exception, debug: bool) -> int:
     return 1
 
 
+def keep_log() -> None:
+    """With `--log-file FILE`, everything that is said goes there too, and tracebacks always."""
+    path = next((after for word, after in itertools.pairwise(sys.argv) if word == "--log-file"), None)
+    LOG.handlers.clear()
+    LOG.propagate = False
+    LOG.setLevel(logging.INFO)
+    LOG.addHandler(logging.FileHandler(path, delay=True) if path else logging.NullHandler())
+    for handler in LOG.handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+
 def _explain(sentence: str, debug: bool) -> None:
+    LOG.error(sentence, exc_info=True)
     if debug:
         traceback.print_exc()
     typer.echo(f"medsr: {sentence}", err=True)

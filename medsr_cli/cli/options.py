@@ -24,6 +24,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on standard out
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
+LogFile = Annotated[Path | None, typer.Option("--log-file", help="Also write what is said, and every traceback, here.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.")]
 Report = Annotated[
     Path | None, typer.Option("--report", help="Write a JSON report: geometry, intensities, consistency, versions.")

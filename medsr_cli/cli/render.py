@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
+LOG = logging.getLogger("medsr")
 LINE_EVERY_S = 15.0
 """How often a job log is told about a long volume."""
 
@@ -61,6 +63,7 @@ class Terminal:
 
     def say(self, sentence: str) -> None:
         """A remark on stderr."""
+        LOG.info(sentence)
         if self.quiet:
             return
         if self._bar is not None:

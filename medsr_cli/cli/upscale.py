@@ -52,6 +52,7 @@ def upscale(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,
+    log_file: options.LogFile = None,
     debug: options.Debug = False,
 ) -> None:
     """Upscale images in plane; each result stands beside its input unless -o says where.

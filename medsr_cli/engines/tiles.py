@@ -6,6 +6,7 @@ only what reaches a tile's rim differs, and the blend weighs the rim least.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,21 +18,33 @@ Planes = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class TilePlan:
-    """How a slice is cut: tiles of `side` pixels that share `overlap` with their neighbours."""
+    """How a slice is cut: tiles of at most `side` pixels that share at least `overlap` with their neighbours.
+
+    `side` and `overlap` are multiples of `multiple`. Along an axis all tiles are equally long, and no longer than
+    the number of tiles makes necessary.
+    """
 
     side: int
     overlap: int
     multiple: int = 8
 
+    def count(self, length: int) -> int:
+        """Tiles along an axis of so many pixels."""
+        return 1 if length <= self.side else -(-(length - self.overlap) // (self.side - self.overlap))
+
+    def length_of_tile(self, length: int) -> int:
+        """Pixels of each tile along an axis."""
+        n = self.count(length)
+        return length if n == 1 else self._up((length + (n - 1) * self.overlap) / n)
+
     def starts(self, length: int) -> list[int]:
-        """First pixels of the tiles along an axis, each a multiple of `multiple`; the last reaches the end."""
-        if length <= self.side:
-            return [0]
-        step = max((self.side - self.overlap) // self.multiple, 1) * self.multiple
-        starts = list(range(0, length - self.side, step))
-        # The last tile is moved to the next multiple that still covers the end.
-        last = -(-(length - self.side) // self.multiple) * self.multiple
-        return [*starts, last]
+        """First pixels of the tiles along an axis, each a multiple of `multiple`; the last tile reaches the end."""
+        tile = self.length_of_tile(length)
+        last = self._up(length - tile)
+        return [min(i * (tile - self.overlap), last) for i in range(self.count(length))]
+
+    def _up(self, length: float) -> int:
+        return math.ceil(length / self.multiple) * self.multiple
 
     def covers(self, rows: int, columns: int) -> bool:
         """Whether one tile is enough."""
@@ -50,9 +63,10 @@ def run_tiled(run: Callable[[Planes], Planes], planes: Planes, plan: TilePlan, s
     n, channels, rows, columns = planes.shape
     total = np.zeros((n, channels, rows * scale, columns * scale), np.float32)
     weight = np.zeros((rows * scale, columns * scale), np.float32)
+    height, width = plan.length_of_tile(rows), plan.length_of_tile(columns)
     for top in plan.starts(rows):
         for left in plan.starts(columns):
-            tile = run(planes[..., top : top + plan.side, left : left + plan.side])
+            tile = run(planes[..., top : top + height, left : left + width])
             share = _blend(tile.shape[-2], plan, scale)[:, None] * _blend(tile.shape[-1], plan, scale)[None, :]
             where = (
                 slice(top * scale, top * scale + tile.shape[-2]),

@@ -128,7 +128,7 @@ class TorchEngine:
                 self.tile = side
 
     def _run(self, planes: Planes, side: int) -> Planes:
-        plan = TilePlan(side, min(TILE_OVERLAP, side // 2))
+        plan = TilePlan(-(-side // 8) * 8, min(TILE_OVERLAP, side // 2 // 8 * 8))
         if plan.covers(*planes.shape[-2:]):
             return self._run_whole(planes)
         return run_tiled(self._run_whole, planes, plan, int(self.scale))

@@ -82,10 +82,10 @@ class Upscaler:
     def run(self) -> Iterator[Item]:
         """Every input in turn; see `upscale`."""
         sources = list(found_inputs(self.request))
+        several = len(sources) > 1 or any(is_batch(path) for path in self.request.inputs)
         if not sources:
             msg = "There is nothing to upscale."
             raise InputRefused(msg, "Name a file, a DICOM folder, or a tree with --recursive.")
-        several = len(sources) > 1
         if several and (self.request.report or self.request.preview) and self.request.output is None:
             msg = "--report and --preview write one file, but there are several inputs."
             raise ArgumentsError(msg, "Give one input, or a folder with -o: reports are put beside the results.")
@@ -186,19 +186,37 @@ class Upscaler:
 
 
 def found_inputs(request: UpscaleRequest) -> Iterator[Path]:
-    """The inputs as they were named; folders of images, and trees with `recursive`, are walked in order."""
+    """The inputs as they were named; folders of images, and trees with `recursive`, are walked in order.
+
+    DICOM files of one folder are one input, the folder; all other images are inputs of their own. A folder with
+    nothing in it that looks like an image is handed on, to be refused with its reason.
+    """
     for path in request.inputs:
         if not path.is_dir():
             yield path
             continue
-        images = [p for p in sorted(path.iterdir()) if p.is_file() and formats.is_image_name(p)]
+        folders = [path]
         if request.recursive:
-            images = [p for p in sorted(path.rglob("*")) if p.is_file() and formats.is_image_name(p)]
-        # A folder of plain images is a batch; any other folder is a DICOM series, or is refused as one.
-        if images:
-            yield from images
-        else:
-            yield path
+            folders += [p for p in sorted(path.rglob("*")) if p.is_dir()]
+        found = [image for folder in folders for image in images_in(folder)]
+        yield from found or [path]
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The folder itself if it holds a DICOM series, and every image in it that is not DICOM."""
+    series = [folder] if formats.is_image_name(folder) else []
+    return series + [p for p in sorted(folder.iterdir()) if is_plain_image(p)]
+
+
+def is_plain_image(path: Path) -> bool:
+    """Whether a path is, by its name, an image file of its own rather than a slice of a DICOM series."""
+    entry = formats.format_of_name(path)
+    return path.is_file() and formats.is_image_name(path) and entry is not None and entry.name != "dicom"
+
+
+def is_batch(path: Path) -> bool:
+    """Whether an input is a folder of images, so that its results go to a folder."""
+    return path.is_dir() and any(is_plain_image(p) for p in path.iterdir())
 
 
 def target_of(request: UpscaleRequest, reader: Reader, several: bool) -> Path:
@@ -206,12 +224,21 @@ def target_of(request: UpscaleRequest, reader: Reader, several: bool) -> Path:
     scale = f"{request.model.scale:g}"
     suffix = request.suffix if request.suffix is not None else f"_x{scale}-{request.model.model}"
     output = request.output
+    beside_input = formats.default_name(reader.path, suffix, reader.volume.format)
     if output is None:
-        return formats.default_name(reader.path, suffix, reader.volume.format)
+        return beside_input
     if several or (output.is_dir() and not reader.path.is_dir()):
-        # A folder of results: each keeps its input's name.
-        return output / formats.default_name(reader.path, suffix, reader.volume.format).name
+        # A folder of results: each keeps its input's name, and trees keep their folders.
+        return output / folder_within(request, reader.path) / beside_input.name
     return output
+
+
+def folder_within(request: UpscaleRequest, path: Path) -> Path:
+    """The folders between a named tree and an image in it."""
+    for named in request.inputs:
+        if request.recursive and named in path.parents:
+            return path.relative_to(named).parent
+    return Path()
 
 
 def refuse_same(source: Path, target: Path) -> None:

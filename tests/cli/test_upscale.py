@@ -187,6 +187,41 @@ def test_bad_input_is_one_sentence_and_6(medsr, tmp_path, kind):
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+def test_a_dicom_folder_is_one_series_and_not_a_batch(medsr, tmp_path):
+    """Found by looking: each file was once upscaled by itself, by its name."""
+    examples = Path(__file__).resolve().parents[2] / "examples" / "dicom"
+    ended = medsr("upscale", examples, "-m", "bicubic", "-s", 2, "-o", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    assert ended.out == f"{tmp_path / 'out'}\n"
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0001.dcm", "0002.dcm", "0003.dcm"]
+
+
+def test_trees_are_mirrored_under_the_output(medsr, tmp_path):
+    for name in ("a/scan.nii.gz", "b/scan.nii.gz"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True)
+        save_nifti(tmp_path / "in" / name)
+    ended = medsr("upscale", tmp_path / "in", "-r", "-m", "bicubic", "-s", 2, "-o", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    found = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.nii.gz"))
+    assert found == ["a/scan_x2-bicubic.nii.gz", "b/scan_x2-bicubic.nii.gz"]
+
+
+def test_a_folder_of_two_series_lists_them(medsr, shared):
+    ended = medsr("upscale", shared / "data" / "dicom" / "plain_small", "-m", "bicubic", "-s", 2)
+    assert ended.code == 6
+    assert "--series" in ended.err
+    assert ended.err.count("1.") >= 2
+
+
+def test_one_of_two_series_is_chosen(medsr, shared, tmp_path):
+    folder = shared / "data" / "dicom" / "plain_small"
+    listed = medsr("upscale", folder, "-m", "bicubic", "-s", 2).err
+    uid = next(word.strip("(),;:") for word in listed.split() if word.strip("(),;:").count(".") > 4)
+    ended = medsr("upscale", folder, "-m", "bicubic", "-s", 2, "--series", uid, "-o", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["0001.dcm"]
+
+
 def test_existing_target_is_kept_unless_told(medsr, scan):
     target = scan.with_name("scan_x2-bicubic.nii.gz")
     target.write_bytes(b"mine")
@@ -290,3 +325,13 @@ def test_stopped_runs_leave_nothing_under_a_final_name(medsr, tmp_path, how, cod
     assert medsr("upscale", scan, "-m", "bicubic", "-s", 2).code == 0
     assert target.exists()
     assert not leftovers(tmp_path), "a later run sweeps what a killed one left"
+
+
+def test_the_log_file_holds_the_traceback_and_the_terminal_does_not(medsr, tmp_path):
+    bad = tmp_path / "text.nii.gz"
+    bad.write_text("nothing")
+    log = tmp_path / "run.log"
+    ended = medsr("upscale", bad, "-m", "bicubic", "-s", 2, "--log-file", log)
+    assert ended.code == 6
+    assert "Traceback" not in ended.err
+    assert "Traceback" in log.read_text()

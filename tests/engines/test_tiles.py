@@ -12,13 +12,14 @@ from medsr_cli.engines.tiles import TilePlan, run_tiled
 
 @given(length=st.integers(1, 700), side=st.integers(8, 40), overlap=st.integers(1, 8))
 def test_tiles_cover_every_pixel_on_the_grid(length, side, overlap):
-    plan = TilePlan(8 * side, 8 * overlap if overlap < side else 8)
-    starts = plan.starts(length)
+    plan = TilePlan(8 * side, 8 * overlap if 2 * overlap <= side else 8)
+    starts, tile = plan.starts(length), plan.length_of_tile(length)
+    assert tile <= plan.side
     covered = np.zeros(length, bool)
     for start in starts:
         assert start % 8 == 0
         assert start < length
-        covered[start : start + plan.side] = True
+        covered[start : start + tile] = True
     assert covered.all()
     assert starts == sorted(set(starts))
 

@@ -298,8 +298,9 @@ def test_truncated_at_any_place_is_refused(tmp_path: Path) -> None:
                 checkpoint.read_author_checkpoint(cut)
 
 
-def test_heads_that_do_not_divide_do_not_pass_the_rehearsal() -> None:
-    network = Rdst(dataclasses.replace(TINY, num_heads=5)).eval()
+def test_a_network_that_does_not_run_does_not_pass_the_rehearsal() -> None:
+    network = Rdst(TINY).eval()
+    network.head = torch.nn.Conv2d(7, TINY.embed_dim, 3)
     with pytest.raises(WeightsError, match="no working network"):
         checkpoint.rehearse(network)
 

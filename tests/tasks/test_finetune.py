@@ -143,10 +143,12 @@ def test_the_checkpoint_does_what_its_card_says(trained, pack):
 
 def test_the_checkpoint_is_in_half_precision_with_metadata(trained):
     _, result, _ = trained
-    assert result.half
     with safe_open(result.output, "pt") as file:
         said = file.metadata()
-        assert file.get_tensor("head.weight").dtype == torch.float16
+        kept = file.get_tensor("head.weight").dtype
+    # A phantom is nearly perfect after a minute: half precision may then cost more than is allowed, and says so.
+    assert kept == (torch.float16 if result.half else torch.float32)
+    assert result.half or any("half precision would cost" in note for note in result.notes)
     assert said["medsr.method"] == "rdst"
     assert json.loads(said["scales"]) == [2]
     assert (said["modality"], said["degradation"], said["id"]) == ("mr", "cubic", "ours")
