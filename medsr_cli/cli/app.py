@@ -43,12 +43,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("upscale")(upscale.upscale)
-app.command("finetune")(finetune.finetune)
-app.command("inspect")(inspect.inspect)
-app.command("models")(models.models)
-app.add_typer(weights.app, name="weights")
-app.command("demo")(demo.demo)
+app.command("upscale", short_help="Upscale images in plane: the main job.")(upscale.upscale)
+app.command("finetune", short_help="Train or fine-tune on a local folder.")(finetune.finetune)
+app.command("inspect", short_help="Show what is in an image.")(inspect.inspect)
+app.command("models", short_help="List methods, checkpoints, figures and licences.")(models.models)
+app.add_typer(weights.app, name="weights", short_help="List, fetch, verify, convert and carry checkpoints.")
+app.command("demo", short_help="Make a first picture; needs no data or network.")(demo.demo)
 
 
 def _show_version(wanted: bool) -> None:

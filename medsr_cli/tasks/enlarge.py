@@ -29,6 +29,10 @@ QUEUE_SLICES = 4
 """Slices decoded ahead and written behind; more only cost memory."""
 
 
+LONGEST_BATCH = 8
+"""Slices of a batch, however little the engine has to do with them."""
+
+
 @dataclass
 class Measured:
     """What was seen while an image was enlarged."""
@@ -106,7 +110,9 @@ class Enlarger:
         batch: list[_Slice] = []
         for item in slices:
             batch.append(item)
-            if sum(s.unit.shape[0] for s in batch if s.unit is not None) >= size:
+            planes = sum(s.unit.shape[0] for s in batch if s.unit is not None)
+            # Slices without contrast cost the engine nothing, but they must not pile up in memory.
+            if planes >= size or len(batch) >= max(size, LONGEST_BATCH):
                 yield batch
                 batch = []
         if batch:
