@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,25 +33,41 @@ def models(
             _detail(method)
 
 
+COLUMNS = ("method", "scales", "checkpoint", "for", "here", "dB over bicubic")
+
+
 def _table(facts: list[MethodFacts]) -> None:
+    rows = [row for method in facts for row in _rows(method)]
+    if not sys.stdout.isatty():
+        # In a pipe: one line a checkpoint, never wrapped, and no library to load for drawing.
+        for row in (COLUMNS, *rows):
+            print("\t".join(row))
+        return
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for column in ("method", "scales", "checkpoint", "for", "here", "dB over bicubic"):
-        table.add_column(column, overflow="fold")
-    for method in facts:
-        rows: list[dict[str, Any]] = method.checkpoints or [{}]
-        for i, row in enumerate(rows):
-            table.add_row(
-                method.id if i == 0 else "",
-                ", ".join(f"{s:g}" for s in row.get("scales", method.scales)),
-                row.get("id", "computed, no weights" if not method.learned else "none"),
-                row.get("for", "any image" if not method.learned else ""),
-                row.get("state", "yes" if not method.learned else ""),
-                _gain(row.get("gain_db")),
-            )
+    for column in COLUMNS:
+        table.add_column(column, no_wrap=column == "checkpoint")
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
+
+
+def _rows(method: MethodFacts) -> list[tuple[str, ...]]:
+    if not method.learned:
+        return [(method.id, "1 to 8", "none needed", "any image", "yes", "")]
+    return [
+        (
+            method.id,
+            ", ".join(f"{scale:g}" for scale in row["scales"]),
+            row["id"],
+            row["for"],
+            row["state"],
+            _gain(row["gain_db"]),
+        )
+        for row in method.checkpoints
+    ] or [(method.id, ", ".join(f"{scale:g}" for scale in method.scales), "none", "", "", "")]
 
 
 def _gain(value: float | None) -> str:

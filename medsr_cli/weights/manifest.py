@@ -431,7 +431,11 @@ class _Fields:
             self.refuse(key, "must be a date, YYYY-MM-DD")
 
 
-class _StrictLoader(yaml.SafeLoader):
+# libyaml's parser where PyYAML was built with it: start-up is a promise, and the list grows.
+_SafeLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _StrictLoader(_SafeLoader):  # type: ignore[valid-type,misc]
     """YAML's safe loader, which would silently keep the last of two equal keys."""
 
 
@@ -443,7 +447,8 @@ def _mapping_without_repeats(loader: _StrictLoader, node: yaml.MappingNode) -> d
             problem = f"the key {str(key)[:80]!r} is no text or stands twice"
             raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
         keys.add(key)
-    return loader.construct_mapping(node, deep=True)
+    mapping: dict[object, object] = loader.construct_mapping(node, deep=True)
+    return mapping
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_repeats)
