@@ -13,6 +13,8 @@ from medsr_cli.cli.render import print_json
 if TYPE_CHECKING:
     from medsr_cli.tasks.models import MethodFacts
 
+COLUMNS = ("method", "scales", "checkpoint", "for", "here", "dB over bicubic")
+
 
 def models(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One method, in detail.")] = None,
@@ -31,9 +33,6 @@ def models(
     if name is not None:
         for method in facts:
             _detail(method)
-
-
-COLUMNS = ("method", "scales", "checkpoint", "for", "here", "dB over bicubic")
 
 
 def _table(facts: list[MethodFacts]) -> None:

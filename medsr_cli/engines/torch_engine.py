@@ -28,7 +28,8 @@ def find_device(wanted: str) -> torch.device:
         DeviceUnavailable: it is not on this machine.
         ArgumentsError: there is no such name.
     """
-    name = {"gpu": "cuda"}.get(wanted, wanted)
+    name = wanted.strip().lower()
+    name = {"gpu": "cuda"}.get(name, name)
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

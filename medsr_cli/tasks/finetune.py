@@ -339,13 +339,13 @@ class _Workshop:
     @classmethod
     def set_up(cls, request: FinetuneRequest, work: WorkFolder, watcher: Watcher, *, resuming: bool) -> _Workshop:
         """Pack, split, build, and load the state of a run that goes on."""
-        from medsr_cli.training.device import pick_device
+        from medsr_cli.engines.torch_engine import find_device
         from medsr_cli.training.gather import split_subjects
         from medsr_cli.training.loop import Trainer
         from medsr_cli.training.pack import PackedSlices
         from medsr_cli.training.patches import PatchSampler
 
-        device = pick_device(request.device)
+        device = find_device(request.device)
         recipe = _recipe_of(request, work if resuming else None)
         saved = work.identity() if resuming else None
         net, start = _rebuilt(request, saved) if saved else _build(request, recipe)

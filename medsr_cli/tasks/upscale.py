@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from medsr_cli import __version__, formats
-from medsr_cli.errors import ArgumentsError, InputRefused, MedsrError, QualityGateFailed
+from medsr_cli.errors import (
+    ArgumentsError,
+    DeviceUnavailable,
+    InputRefused,
+    MedsrError,
+    QualityGateFailed,
+    WeightsError,
+)
 from medsr_cli.evaluation.consistency import CORRELATION_WARNING
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.formats.contract import Derivation, Reader, ReadOptions
@@ -82,10 +88,11 @@ class Upscaler:
     def run(self) -> Iterator[Item]:
         """Every input in turn; see `upscale`."""
         sources = list(found_inputs(self.request))
-        several = len(sources) > 1 or any(is_batch(path) for path in self.request.inputs)
         if not sources:
             msg = "There is nothing to upscale."
             raise InputRefused(msg, "Name a file, a DICOM folder, or a tree with --recursive.")
+        # A folder that stands for the images in it is a batch, also where there is only one.
+        several = len(sources) > 1 or sources != list(self.request.inputs)
         if several and (self.request.report or self.request.preview) and self.request.output is None:
             msg = "--report and --preview write one file, but there are several inputs."
             raise ArgumentsError(msg, "Give one input, or a folder with -o: reports are put beside the results.")
@@ -94,6 +101,9 @@ class Upscaler:
             item = Item(source)
             try:
                 self._upscale(item, several)
+            except (DeviceUnavailable, WeightsError):
+                # No other input would fare better: nothing can be run without them.
+                raise
             except MedsrError as error:
                 item.status, item.error = "failed", error
             yield item
@@ -156,9 +166,7 @@ class Upscaler:
             degradation=model.degradation,
         )
         enlarger = Enlarger(reader, result, model.engine, intensity)
-        with ExitStack() as stack:
-            writing = formats.create_image(target, reader, result, derivation, overwrite=self.request.overwrite)
-            writer = stack.enter_context(writing)
+        with formats.create_image(target, reader, result, derivation, overwrite=self.request.overwrite) as writer:
             measured = enlarger.run(writer, self.progress)
             item.warnings += writer.warnings
             correlation = measured.consistency.correlation
@@ -212,11 +220,6 @@ def is_plain_image(path: Path) -> bool:
     """Whether a path is, by its name, an image file of its own rather than a slice of a DICOM series."""
     entry = formats.format_of_name(path)
     return path.is_file() and formats.is_image_name(path) and entry is not None and entry.name != "dicom"
-
-
-def is_batch(path: Path) -> bool:
-    """Whether an input is a folder of images, so that its results go to a folder."""
-    return path.is_dir() and any(is_plain_image(p) for p in path.iterdir())
 
 
 def target_of(request: UpscaleRequest, reader: Reader, several: bool) -> Path:

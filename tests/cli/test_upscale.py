@@ -83,6 +83,18 @@ def test_a_batch_goes_on_after_a_bad_file_and_ends_with_3(medsr, tmp_path):
     assert len(ended.out.splitlines()) == 2
 
 
+def test_a_batch_without_its_weights_or_device_ends_with_their_code(medsr, tmp_path):
+    """Each input once failed by itself, and the batch ended with 3."""
+    scans = [save_nifti(tmp_path / name) for name in ("a.nii.gz", "b.nii.gz")]
+    out = tmp_path / "out"
+    assert medsr("upscale", *scans, "-o", out, "-s", 2, "--weights", tmp_path / "none.safetensors").code == 5
+    import torch
+
+    if not torch.cuda.is_available():
+        checkpoint = save_checkpoint(tmp_path / "tiny.safetensors")
+        assert medsr("upscale", *scans, "-o", out, "-s", 2, "--weights", checkpoint, "-d", "cuda").code == 4
+
+
 def test_skip_existing_does_what_is_missing(medsr, tmp_path):
     for name in ("a.nii.gz", "b.nii.gz"):
         save_nifti(tmp_path / name)

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from medsr_cli import formats
 from medsr_cli.cli import finetune as cli
+from medsr_cli.engines.torch_engine import find_device
 from medsr_cli.errors import (
     ArgumentsError,
     DeviceUnavailable,
@@ -30,7 +31,6 @@ from medsr_cli.errors import (
 from medsr_cli.networks import load_network
 from medsr_cli.tasks.finetune import FinetuneRequest, as_json, command_line, finetune
 from medsr_cli.training import loop
-from medsr_cli.training.device import pick_device
 from medsr_cli.training.loop import read_state
 from medsr_cli.training.pack import PackedSlices
 from medsr_cli.training.validation import mean_gain_db, validate
@@ -409,7 +409,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(request_, changes, error, words
 @pytest.mark.parametrize("name", ["cuda", "gpu", "cuda:3"])
 def test_a_gpu_that_is_not_there(name):
     with pytest.raises(DeviceUnavailable) as caught:
-        pick_device(name)
+        find_device(name)
     assert caught.value.exit_code == 4
 
 
