@@ -25,7 +25,7 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -112,11 +112,16 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
         raise WeightsError(msg, "Fetch it again.") from error
 
 
-def read_author_checkpoint(path: str | PathLike[str]) -> dict[str, Tensor]:
+def read_author_checkpoint(path: str | PathLike[str], harmless: Sequence[Any] = ()) -> dict[str, Tensor]:
     """The network's tensors of a `torch.save` file or a safetensors file, under their bare names.
 
     Takes a bare state_dict, one under any of `WRAPPERS`, and names that all begin with `module.`. Nothing in
     a pickle is run: it is read with `weights_only`, and what that refuses stays refused.
+
+    Args:
+        path: the file.
+        harmless: types beside tensors and plain Python that may stand in it, as `torch.serialization.safe_globals`
+            takes them; they are thrown away with everything else that is not the network.
 
     Raises:
         WeightsError: not readable, code in the pickle, something beside tensors, or larger than 4 GB.
@@ -126,7 +131,7 @@ def read_author_checkpoint(path: str | PathLike[str]) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         state: object = read_safetensors(path)[0]
     else:
-        state = _unpickle(path)
+        state = _unpickle(path, harmless)
     return _bare_names(_find_tensors(state, path.name), path.name)
 
 
@@ -164,7 +169,8 @@ def network_from_state(
     """Build the network whose tensors these are, upcast to float32, and put it in evaluation mode.
 
     Args:
-        state: all tensors of the network; recomputed buffers of the published checkpoints are dropped.
+        state: all tensors of the network; what the module says published checkpoints have beside it is dropped
+            (`RECOMPUTED_BUFFERS` by the endings of names, `DROPPED_PREFIXES`, if it has any, by their beginnings).
         arch: the method.
         config: what the sizes are meant to be; None takes them from the shapes.
         name: what to call the file in an error.
@@ -173,7 +179,12 @@ def network_from_state(
         WeightsError: `config` and shapes disagree; a tensor is missing, extra, mis-shaped, NaN or infinite.
     """
     module = importlib.import_module(arch.module)
-    state = {key: value for key, value in state.items() if not key.endswith(module.RECOMPUTED_BUFFERS)}
+    dropped: tuple[str, ...] = getattr(module, "DROPPED_PREFIXES", ())
+    state = {
+        key: value
+        for key, value in state.items()
+        if not key.endswith(module.RECOMPUTED_BUFFERS) and not key.startswith(dropped)
+    }
     _refuse_names(state, name)
     inferred = _infer_config(module, arch, state, name)
     if config is None:
@@ -202,7 +213,7 @@ def save_network(network: nn.Module, metadata: Mapping[str, str] | None = None, 
         WeightsError: not a network of the catalogue, a value is NaN, infinite or beyond float16, or a
             metadata key is reserved.
     """
-    arch = _entry_of(network)
+    arch = entry_of(network)
     reserved = [key for key in metadata or {} if key.startswith("medsr.")]
     if reserved:
         msg = f"The metadata key {reserved[0]} is written by medsr itself."
@@ -219,26 +230,27 @@ def save_network(network: nn.Module, metadata: Mapping[str, str] | None = None, 
         stored = _finite(key, value.detach().cpu(), "the network")
         if half and key not in frozen:
             stored = _halved(key, stored)
-        tensors[key] = stored.contiguous()
+        # A copy, since safetensors refuses tensors that share memory: Cohf-T has a convolution of two names.
+        tensors[key] = stored.clone(memory_format=torch.contiguous_format)
     return _with_sorted_header(safetensors_torch.save(tensors, {**(metadata or {}), **own}))
 
 
-def config_of(network: nn.Module) -> dict[str, int | float | bool]:
+def config_of(network: nn.Module) -> dict[str, catalogue.Field]:
     """Every field of a network's configuration, as JSON takes it."""
     config: Any = network.config
     return dataclasses.asdict(config)
 
 
 def rehearse(network: nn.Module, name: str = "the file") -> None:
-    """Run the network once on the smallest image, for what shapes alone cannot tell (heads that do not divide).
+    """Run the network once on its smallest inputs, for what shapes alone cannot tell (heads that do not divide).
 
     Raises:
         WeightsError: it does not run, or what comes out is not an image of finite values.
     """
-    config: Any = network.config
+    module = importlib.import_module(entry_of(network).module)
     try:
         with torch.inference_mode():
-            out = network(torch.zeros(1, config.in_channels, 8, 8))
+            out = network(*module.example_inputs(network.config))
     except (RuntimeError, ValueError) as error:
         msg = f"{name} fits no working network ({_first_line(error)})."
         raise WeightsError(msg, "Check that it is a finished checkpoint of this method.") from error
@@ -258,7 +270,7 @@ def _refuse_size(path: Path) -> None:
         raise WeightsError(msg, "Check that it is the right file.")
 
 
-def _unpickle(path: Path) -> object:
+def _unpickle(path: Path, harmless: Sequence[Any]) -> object:
     with path.open("rb") as file:
         start = file.read(2)
     if start != b"PK" and start[:1] != b"\x80":  # neither an archive nor a pickle: a web page, say
@@ -266,7 +278,8 @@ def _unpickle(path: Path) -> object:
         raise WeightsError(msg, "Fetch it again.")
     _refuse_inflation(path)
     try:
-        with warnings.catch_warnings(action="ignore"):  # PyTorch's advice is not for the reader of our sentence
+        # PyTorch's advice is not for the reader of our sentence.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(harmless)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         msg = f"{path.name} holds Python objects or code beside tensors and was not opened."
@@ -369,7 +382,11 @@ def _config_from_json(arch: Arch, text: str, name: str) -> object:
         if not exact:
             msg = f"{name} carries {key} = {str(value)[:40]!r} in its configuration, which must be a {kind.__name__}."
             raise WeightsError(msg, "Convert the checkpoint again with medsr weights import.")
-    return config_class(**given)
+    try:
+        return config_class(**given)
+    except (ArithmeticError, ValueError) as error:
+        msg = f"{name} carries a configuration that {arch.id} cannot have ({_first_line(error)})."
+        raise WeightsError(msg, "Convert the checkpoint again with medsr weights import.") from error
 
 
 def _refuse_other_config(arch: Arch, config: object, inferred: object, name: str) -> None:
@@ -431,7 +448,12 @@ def _halved(key: str, value: Tensor) -> Tensor:
     return half
 
 
-def _entry_of(network: nn.Module) -> Arch:
+def entry_of(network: nn.Module) -> Arch:
+    """The catalogue's entry of a network.
+
+    Raises:
+        WeightsError: it is none of the catalogue's.
+    """
     kind = type(network)
     for arch in catalogue.CATALOGUE:
         if (arch.module, arch.network) == (kind.__module__, kind.__name__):

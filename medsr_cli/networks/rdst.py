@@ -241,6 +241,11 @@ def initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def example_inputs(config: RdstConfig) -> tuple[Tensor, ...]:
+    """Empty inputs of one window, the smallest that the network is worth running on."""
+    return (torch.zeros(1, config.in_channels, config.window_size, config.window_size),)
+
+
 RECOMPUTED_BUFFERS = (".attn.relative_position_index", ".attn_mask")
 """Endings of the keys that published checkpoints carry and that depend on the training patch."""
 

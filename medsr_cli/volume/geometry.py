@@ -49,6 +49,13 @@ def enlarged_affine(affine: Affine, axis: int, n: int, n_new: int) -> Affine:
     return result
 
 
+def cropped_affine(affine: Affine, axis: int, first: int) -> Affine:
+    """The affine of a grid that begins with voxel `first` along `axis`: the voxels that are left keep their places."""
+    result = np.array(affine, np.float64)
+    result[:3, 3] += affine[:3, axis] * first
+    return result
+
+
 def spacings_mm(affine: Affine) -> tuple[float, float, float]:
     """Length of one step along each array axis."""
     x, y, z = np.linalg.norm(affine[:3, :3], axis=0)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr_cli.volume.geometry import enlarged_affine, enlarged_spacing
+from medsr_cli.volume.geometry import cropped_affine, enlarged_affine, enlarged_spacing
 
 Modality = Literal["mr", "ct", "us", "xr"]
 
@@ -73,3 +73,27 @@ class Volume:
                 enlarged_spacing(spacing[1], self.columns, columns),
             )
         return replace(self, rows=rows, columns=columns, array_shape=tuple(shape), affine=affine, spacing_mm=spacing)
+
+    def cropped(self, top: int, left: int, height: int, width: int) -> Volume:
+        """A rectangle of every slice: the pixels that are left keep their places, sizes and meaning.
+
+        Args:
+            top: first row, counted from 0.
+            left: first column, counted from 0.
+            height: rows that are left.
+            width: columns that are left.
+
+        Raises:
+            ValueError: the rectangle is empty or not within the slices.
+        """
+        if not (0 <= top < top + height <= self.rows and 0 <= left < left + width <= self.columns):
+            msg = f"{height} x {width} pixels from ({top}, {left}) are not within {self.rows} x {self.columns}"
+            raise ValueError(msg)
+        shape = list(self.array_shape)
+        affine = self.affine
+        for axis, first, length in zip(self.plane_axes, (top, left), (height, width), strict=True):
+            if axis < len(shape):
+                shape[axis] = length
+            if affine is not None:
+                affine = cropped_affine(affine, axis, first)
+        return replace(self, rows=height, columns=width, array_shape=tuple(shape), affine=affine)
