@@ -165,10 +165,9 @@ def _listed_json(row: Listed) -> dict[str, Any]:
 
 def _columns(row: Listed) -> tuple[str, ...]:
     entry = row.entry
-    scales = ",".join(f"{scale:g}" for scale in entry.scales)
+    scales = ",".join(entry.scale_words)
     size = f"{entry.bytes / 1e6:.1f} MB" if entry.bytes else "?"
-    state = row.state if entry.pinned else f"{row.state}, unpinned"
-    return (entry.id, entry.variant or entry.method, scales, _subject(entry), size, state, entry.licence.weights)
+    return (entry.id, entry.variant or entry.method, scales, _subject(entry), size, row.words, entry.licence.weights)
 
 
 def _subject(entry: Entry) -> str:

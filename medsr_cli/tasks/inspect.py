@@ -9,6 +9,7 @@ from typing import Any
 from medsr_cli import formats
 from medsr_cli.errors import InputRefused
 from medsr_cli.formats.contract import ReadOptions
+from medsr_cli.networks.catalogue import find
 from medsr_cli.tasks.weights import list_weights
 from medsr_cli.volume.volume import Volume
 
@@ -71,7 +72,8 @@ def usable_checkpoints(volume: Volume) -> list[str]:
     for row in list_weights():
         entry = row.entry
         suits = volume.modality in (None, entry.modality) or entry.modality == "any"
+        suits = suits and find(entry.method)[0].kind == "network"
         if suits and row.state not in ("missing", "corrupt"):
-            scales = ", ".join(f"x{s:g}" for s in entry.scales)
+            scales = ", ".join(f"x{words}" for words in entry.scale_words)
             lines.append(f"{scales} with {entry.id} ({entry.body_part} {entry.modality.upper()})")
     return lines

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,13 @@ class Listed:
     state: State
     path: Path
 
+    @property
+    def words(self) -> str:
+        """`bundled`, `present` or `missing`, with what stands in the way of fetching it."""
+        if not self.entry.sources:
+            return f"{self.state}, by hand"
+        return self.state if self.entry.pinned else f"{self.state}, unpinned"
+
 
 def list_weights(shelf: Shelf | None = None) -> list[Listed]:
     """Every checkpoint of the manifest, in its order.
@@ -89,11 +96,12 @@ class Pulled:
 
 @dataclass(frozen=True)
 class PullResult:
-    """What came, what was left out because nothing pins it, and what failed."""
+    """What came, what was left out because nothing pins it or medsr cannot fetch it, and what failed."""
 
     pulled: list[Pulled]
     skipped: list[Entry]
     failed: list[tuple[Entry, MedsrError]]
+    by_hand: list[Entry] = field(default_factory=list)
 
 
 def pull(
@@ -104,7 +112,8 @@ def pull(
 ) -> PullResult:
     """Fetch, verify and convert checkpoints; what is here and whole is not fetched again.
 
-    One that fails does not stop the others. With `everything`, unpinned ones are left out unless allowed.
+    One that fails does not stop the others. With `everything`, unpinned ones are left out unless allowed, and
+    those that only a person can fetch unless that has been done.
 
     Raises:
         ArgumentsError: nothing or an unknown checkpoint was named.
@@ -115,6 +124,9 @@ def pull(
     shelf.store.sweep()
     result = PullResult([], [], [])
     for entry in entries:
+        if request.everything and _only_by_hand(shelf.store, entry):
+            result.by_hand.append(entry)
+            continue
         if request.everything and not entry.pinned and not request.allow_unpinned:
             result.skipped.append(entry)
             continue
@@ -140,6 +152,9 @@ def _named(manifest: Manifest, names: Sequence[str], *, everything: bool) -> lis
 def _pull_one(
     store: Store, entry: Entry, request: PullRequest, progress: Progress | None, policy: Policy | None
 ) -> Pulled:
+    if _only_by_hand(store, entry):
+        msg = f"medsr cannot fetch {entry.id} by itself."
+        raise WeightsError(msg, entry.how_to_get)
     if not entry.pinned and not request.allow_unpinned:
         msg = f"The manifest does not say which bytes {entry.id} is, so nothing can check what the server sends."
         raise WeightsError(msg, "Pass --allow-unpinned if you trust the source; the hash seen is printed.")
@@ -160,6 +175,11 @@ def _pull_one(
                 store.source_path(entry).unlink(missing_ok=True)
             raise
     return Pulled(entry, path, fetched=True, seen=None if entry.pinned else digest)
+
+
+def _only_by_hand(store: Store, entry: Entry) -> bool:
+    """Whether a person has to get the file, and has not yet put it anywhere that `pull` looks."""
+    return not entry.sources and not store.present(entry) and not store.source_path(entry).is_file()
 
 
 def _whole_here(store: Store, entry: Entry) -> Path | None:
@@ -216,6 +236,7 @@ def _convert_for_store(entry: Entry, path: Path, source: Digest) -> bytes:
     described = {
         "id": entry.id,
         "scales": json.dumps(entry.scales),
+        "scale_range": json.dumps(entry.scale_range),
         "modality": entry.modality,
         "body_part": entry.body_part,
         "value_range": json.dumps(entry.value_range),
@@ -322,7 +343,7 @@ def import_weights(request: ImportRequest) -> Imported:
     from medsr_cli.networks import checkpoint
 
     network = _read_network(request.file, arch, request.file.name)
-    found = checkpoint.network_entry(_method_of(network))
+    found = checkpoint.entry_of(network)
     config = checkpoint.config_of(network)
     if variant is not None and found.variant_of(config) != variant:
         msg = f"{request.file.name} is {found.variant_of(config) or f'a {found.id} of other sizes'}, not {variant}."
@@ -353,18 +374,28 @@ def _method_with_weights(name: str | None) -> tuple[catalogue.Arch | None, str |
     return arch, variant
 
 
+def numpy_scalars() -> list[Any]:
+    """What a number of numpy is pickled with: training programs keep their figures beside the network as such."""
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")]
+    # Older releases of numpy wrote the function's address as numpy.core.
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
+
+
 def _read_network(path: Path, arch: catalogue.Arch | None, name: str) -> nn.Module:
     """A checkpoint of any accepted kind as a network that has run once."""
     from medsr_cli.networks import checkpoint
 
-    state = checkpoint.read_author_checkpoint(path)
-    network = checkpoint.network_from_state(state, arch or checkpoint.detect_method(state, name), name=name)
+    state = checkpoint.read_author_checkpoint(path, numpy_scalars())
+    if arch is None or arch.family:
+        # A family has several networks under one name: the tensors tell which it is.
+        found = checkpoint.detect_method(state, name)
+        arch = found if arch is None or found in catalogue.named(arch.id) else arch
+    network = checkpoint.network_from_state(state, arch, name=name)
     checkpoint.rehearse(network, name)
     return network
-
-
-def _method_of(network: nn.Module) -> str:
-    return next(arch.id for arch in catalogue.CATALOGUE if arch.module == type(network).__module__)
 
 
 # -- bundle ------------------------------------------------------------------------------------------------

@@ -135,6 +135,8 @@ def fetch(
         WeightsError: the store cannot be written.
     """
     target = store.source_path(entry)
+    if not entry.sources:
+        raise DownloadError("by-hand", f"medsr cannot fetch {entry.id} by itself.", entry.how_to_get)
     reason = offline_reason(offline)
     remote = [source for source in entry.sources if source.kind != "bundled"]
     if reason:
@@ -340,10 +342,13 @@ class _Download:
 
     def _checked_digest(self) -> Digest:
         """The hash of all bytes received, if it is the pinned one; a resumed file gets one fresh attempt."""
-        sha256 = self.sha256.hexdigest()
-        git_blob = self.git_blob.hexdigest() if self.git_blob is not None else ""
-        pins = [("sha256", self.entry.sha256, sha256), ("git blob", self.entry.git_blob, git_blob)]
-        wrong = [(kind, found) for kind, pin, found in pins if pin and pin != found]
+        sha256, git_blob = self.sha256.hexdigest(), self._git_blob_of_file()
+        pins = [
+            ("sha256", self.entry.sha256, sha256),
+            ("sha256", self.entry.sha256_prefix, sha256),
+            ("git blob", self.entry.git_blob, git_blob),
+        ]
+        wrong = [(kind, found) for kind, pin, found in pins if pin and not found.startswith(pin)]
         if wrong:
             self._start_over()
             if self.resumed:
@@ -355,6 +360,18 @@ class _Download:
         except OSError as error:
             raise _Failed("disk", f"{self.target.parent} cannot take it ({error.strerror})") from error
         return Digest(self.received, sha256, git_blob)
+
+    def _git_blob_of_file(self) -> str:
+        """Git's id of what arrived. It begins with the length: if that was not known, the file is read again."""
+        if self.git_blob is None and self.entry.git_blob:
+            self.git_blob = new_git_blob(self.received)
+            try:
+                self.file.seek(0)
+                while chunk := self.file.read(CHUNK_BYTES):
+                    self.git_blob.update(chunk)
+            except OSError as error:
+                raise _Failed("disk", f"{self.target.parent} cannot take it ({error.strerror})") from error
+        return self.git_blob.hexdigest() if self.git_blob is not None else ""
 
     def _classify_status(self, error: urllib.error.HTTPError) -> NoReturn:
         status = error.code
@@ -493,6 +510,8 @@ def _by_hand(entry: Entry, target: Path, urls: list[str]) -> str:
         pin = f"sha256 {entry.sha256}"
     elif entry.git_blob:
         pin = f"git blob {entry.git_blob}"
+    elif entry.sha256_prefix:
+        pin = f"sha256 beginning with {entry.sha256_prefix}"
     else:
         pin = "hash not known"
     address = " or ".join(urls) or "its source"

@@ -10,7 +10,10 @@ refused by entry and field.
       - id: rdst-x4-brain           # [a-z0-9.-], at most 64, unique; also the name of the file in the store
         method: rdst                # id in medsr_cli.networks.catalogue
         variant: rdst-e             # a variant of that method, or null
-        scales: [4]                 # in-plane enlargements, in (1, 8]; whole, unless the method takes others
+        scales: [4]                 # in-plane enlargements, in (1, 8]; may be [] with scale_range, or for a network
+                                    # that enlarges nothing
+        scale_range: null           # default null; [low, high]: every enlargement above low and up to high, also
+                                    # another along rows than along columns
         modality: mr                # mr | ct | us | xr | any
         body_part: brain            # as DICOM's BodyPartExamined, in lower case; "any" for all
         channels: 1                 # 1 to 16
@@ -18,13 +21,15 @@ refused by entry and field.
         degradation: cubic          # [a-z0-9-]: how the low-resolution images were made
         spacing_mm: [0.5, 1.5]      # in-plane pixel spacing of the low-resolution training images; null: unknown
         format: safetensors         # safetensors | author-pt (a pickle of the authors, converted on pull)
-        sources:                    # tried in order
+        sources:                    # tried in order; [] where medsr cannot fetch it, and then by_hand says where it is
           - {kind: bundled, file: rdst-x4-brain.safetensors}           # in medsr_cli/checkpoints/
           - {kind: hf, repo: owner/name, file: a.safetensors, revision: <commit>}
           - {kind: url, url: https://..., file: a.safetensors}         # http only for loopback
+        by_hand: null               # default null; where a person gets the file, with what is needed there
         bytes: 4807312              # of the file that the sources give; null: unknown
         sha256: <64 hex>            # of the same file; null where git_blob is given or nothing is known
-        git_blob: null              # 40 hex, git's id of the file (needs bytes); null otherwise
+        sha256_prefix: null         # default null; 8 to 63 hex that it begins with: compared, but proof of nothing
+        git_blob: null              # 40 hex, git's id of the file, which covers its length; null otherwise
         licence: {code: ..., weights: ..., data: ...}
         trained_on: ...             # a sentence
         validation:                 # [] where nothing was measured; dB and SSIM, beside bicubic
@@ -69,6 +74,12 @@ _HF_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA256_PREFIX = re.compile(r"[0-9a-f]{8,63}")
+
+Scale = float | tuple[float, float]
+"""An enlargement: of rows and columns alike, or of each."""
+_NEWER = ("scale_range", "by_hand", "sha256_prefix")
+"""Fields left out of the JSON where they say nothing, so that earlier releases can read it."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,30 @@ class Entry:
     command: str | None
     date: str | None
     notes: str = ""
+    scale_range: tuple[float, float] | None = None
+    by_hand: str | None = None
+    sha256_prefix: str | None = None
+
+    def covers(self, rows: float, columns: float | None = None) -> bool:
+        """Whether it enlarges rows by the first and columns by the second number (None: by the same)."""
+        both = (rows, rows if columns is None else columns)
+        if self.scale_range is not None and all(self.scale_range[0] < s <= self.scale_range[1] for s in both):
+            return True
+        return both[0] == both[1] and rows in self.scales
+
+    @property
+    def scale_words(self) -> tuple[str, ...]:
+        """Its scales as words: `2`, and `1.0-4.0` for every scale between."""
+        words = tuple(f"{scale:g}" for scale in self.scales)
+        return words if self.scale_range is None else (*words, f"{self.scale_range[0]}-{self.scale_range[1]}")
+
+    @property
+    def how_to_get(self) -> str:
+        """What to do to have it on this machine, a sentence or two."""
+        if self.sources:
+            return f"Run: medsr weights pull {self.id}{'' if self.pinned else ' --allow-unpinned'}."
+        convert = f"medsr weights import FILE -m {self.method} -o OUT.safetensors"
+        return f"Get it by hand from {self.by_hand}, run {convert} and pass --weights OUT.safetensors."
 
     @property
     def pinned(self) -> bool:
@@ -141,7 +176,9 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         """The entry as the schema has it; `parse_entry` reads it back."""
-        written = dataclasses.asdict(self)
+        written = {
+            key: value for key, value in dataclasses.asdict(self).items() if not (key in _NEWER and value is None)
+        }
         written["sources"] = [
             {key: value for key, value in dataclasses.asdict(source).items() if value} for source in self.sources
         ]
@@ -266,24 +303,42 @@ def parse_entry(data: object, where: str) -> Entry:
         command=fields.text("command") if fields.given("command") else None,
         date=fields.date("date") if fields.given("date") else None,
         notes=fields.text("notes") if fields.data.get("notes") else fields.skip("notes"),
+        scale_range=fields.pair("scale_range", 0.0) if fields.stated("scale_range") else None,
+        by_hand=fields.text("by_hand") if fields.stated("by_hand") else None,
+        sha256_prefix=fields.text("sha256_prefix", _SHA256_PREFIX) if fields.stated("sha256_prefix") else None,
     )
     fields.finish()
     _check_entry(entry, fields)
+    _check_scales(entry, arch, fields)
     return entry
 
 
 def _check_entry(entry: Entry, fields: _Fields) -> None:
     """What no single field can say."""
-    if not entry.sources:
-        fields.refuse("sources", "must name at least one")
-    if not entry.scales or len(set(entry.scales)) != len(entry.scales) or min(entry.scales) <= 1:
-        fields.refuse("scales", "must be one or more different numbers above 1")
-    if entry.git_blob and entry.bytes is None:
-        fields.refuse("bytes", "must be given with git_blob, which is computed from it")
+    if not entry.sources and not entry.by_hand:
+        fields.refuse("sources", "must name at least one, or by_hand must say where a person gets the file")
+    if entry.sources and entry.by_hand:
+        fields.refuse("by_hand", "is for files that medsr cannot fetch, and this one has sources")
+    if entry.sha256 and entry.sha256_prefix and not entry.sha256.startswith(entry.sha256_prefix):
+        fields.refuse("sha256_prefix", "is not what sha256 begins with")
     if entry.format == "author-pt" and entry.bundled_file:
         fields.refuse("sources", "cannot bundle an author-pt file: only safetensors travel in the package")
     if entry.bundled_file and not entry.pinned:
         fields.refuse("sha256", "must be given for a bundled checkpoint")
+
+
+def _check_scales(entry: Entry, arch: catalogue.Arch, fields: _Fields) -> None:
+    """Scales suit the method: none for a network that enlarges nothing, a range for one that takes any."""
+    if len(set(entry.scales)) != len(entry.scales) or any(scale <= 1 for scale in entry.scales):
+        fields.refuse("scales", "must be different numbers above 1")
+    if entry.scale_range is not None and not 1 <= entry.scale_range[0] < entry.scale_range[1] <= MAX_SCALE:
+        fields.refuse("scale_range", f"must be within 1 and {MAX_SCALE}")
+    if entry.scale_range is not None and arch.scale_range is None:
+        fields.refuse("scale_range", f"is given, but {arch.id} has a network for each scale")
+    if arch.kind != "network" and (entry.scales or entry.scale_range):
+        fields.refuse("scales", f"must be empty, since {arch.id} enlarges nothing")
+    if arch.kind == "network" and not entry.scales and not entry.scale_range:
+        fields.refuse("scales", "must name at least one, or scale_range must be given")
 
 
 def _parse_source(data: object, where: str) -> Source:
@@ -361,6 +416,10 @@ class _Fields:
 
     def given(self, key: str) -> bool:
         return self.take(key) is not None
+
+    def stated(self, key: str) -> bool:
+        """`given` for a field that may be absent."""
+        return key in self.data and self.given(key)
 
     def skip(self, key: str) -> str:
         self.taken.add(key)
@@ -455,14 +514,14 @@ _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _m
 
 
 def select(
-    manifest: Manifest, name: str, scale: float, modality: str | None, present: Callable[[Entry], bool]
+    manifest: Manifest, name: str, scale: Scale, modality: str | None, present: Callable[[Entry], bool]
 ) -> Entry:
     """The checkpoint to use: an id names one exactly, a method or variant the first that fits and is present.
 
     Args:
         manifest: the list, in order of preference.
-        name: a checkpoint's id, a method or a variant.
-        scale: in-plane enlargement asked for.
+        name: a checkpoint's id, a method, a family of methods or a variant.
+        scale: in-plane enlargement asked for; two numbers where rows and columns differ.
         modality: mr, ct, us or xr; None takes the manifest's default.
         present: whether an entry is on this machine.
 
@@ -472,15 +531,14 @@ def select(
 
     Raises:
         ArgumentsError: no such name, or nothing for this scale; the sentence lists what there is.
-        WeightsError: what fits is not on this machine; the sentence says how to get it.
+        WeightsError: nothing is listed, or what fits is not on this machine; the sentence says how to get one.
     """
+    both = scale if isinstance(scale, tuple) else (scale, scale)
     exact = [entry for entry in manifest.entries if entry.id == name]
     candidates = exact or _entries_of(manifest, name)
-    fitting = [entry for entry in candidates if scale in entry.scales]
+    fitting = [entry for entry in candidates if entry.covers(*both)]
     if not fitting:
-        scales = sorted({s for entry in candidates for s in entry.scales})
-        msg = f"{name} has no checkpoint for scale {scale:g}."
-        raise ArgumentsError(msg, f"There is: {', '.join(f'{s:g}' for s in scales) or 'none at any scale'}.")
+        _refuse_scale(name, both, candidates)
     wanted = modality or manifest.default_modality
     if not exact:
         fitting = [entry for entry in fitting if entry.modality in (wanted, "any")] or fitting
@@ -488,14 +546,20 @@ def select(
         if present(entry):
             return entry
     ids = ", ".join(entry.id for entry in fitting)
-    msg = f"No checkpoint of {name} for scale {scale:g} and {wanted} is on this machine; the manifest lists {ids}."
-    others = [entry.id for entry in candidates if scale in entry.scales and entry not in fitting and present(entry)]
+    what = f"{name} for scale {_in_words(both)} and {wanted}"
+    msg = f"No checkpoint of {what} is on this machine; the manifest lists {ids}."
+    others = [entry.id for entry in candidates if entry.covers(*both) and entry not in fitting and present(entry)]
     instead = f" Present, of another modality: {', '.join(others)} (--weights ID)." if others else ""
-    raise WeightsError(msg, f"Run: medsr weights pull {fitting[0].id}{_unpinned_flag(fitting[0])}.{instead}")
+    raise WeightsError(msg, f"{fitting[0].how_to_get}{instead}")
 
 
 def _entries_of(manifest: Manifest, name: str) -> list[Entry]:
-    """The entries of a method or variant; an id that is neither is told what ids there are, too."""
+    """The entries of a method, family or variant, at least one.
+
+    Raises:
+        ArgumentsError: no such name; an id that is neither is told what ids there are, too.
+        WeightsError: none is listed.
+    """
     try:
         arch, variant = catalogue.find(name)
     except ArgumentsError as error:
@@ -504,8 +568,38 @@ def _entries_of(manifest: Manifest, name: str) -> list[Entry]:
     if not arch.module:
         msg = f"{arch.id} is computed, not learned: it has no checkpoints."
         raise ArgumentsError(msg, "Leave out --weights.")
-    return [e for e in manifest.entries if e.method == arch.id and (variant is None or e.variant == variant)]
+    methods = [member.id for member in catalogue.named(name)]
+    found = [e for e in manifest.entries if e.method in methods and (variant is None or e.variant == variant)]
+    if not found:
+        _refuse_unlisted(name, arch)
+    return found
 
 
-def _unpinned_flag(entry: Entry) -> str:
-    return "" if entry.pinned else " --allow-unpinned"
+def _refuse_unlisted(name: str, arch: catalogue.Arch) -> NoReturn:
+    """An untrained network never runs: say where a trained one can come from."""
+    convert = f"medsr weights import FILE -m {name} -o OUT.safetensors"
+    if "training on the image" in arch.needs:
+        msg = f"{name} has no checkpoint by design: it is trained anew on every image, and its authors published none."
+    else:
+        msg = f"No checkpoint of {name} is listed, and medsr does not run an untrained network."
+    train = f", or train one: medsr finetune DIR -m {name} -o OUT" if arch.trainable else ""
+    raise WeightsError(msg, f"Convert one that you have: {convert}, then pass --weights OUT.safetensors{train}.")
+
+
+def _refuse_scale(name: str, scale: tuple[float, float], candidates: list[Entry]) -> NoReturn:
+    highest = max((high for e in candidates for high in (*e.scales, *(e.scale_range or ()))), default=0.0)
+    words = dict.fromkeys(word for e in candidates for word in e.scale_words)
+    if not words:
+        msg = f"{name} enlarges nothing: its weights are for other networks to use."
+        raise ArgumentsError(msg, "Name a method that enlarges (medsr models lists them).")
+    msg = f"{name} has no checkpoint for scale {_in_words(scale)}."
+    listed = ", ".join(sorted(words, key=lambda word: float(word.partition("-")[0])))
+    fit = (
+        " For a scale between, --fit takes the next larger one and shrinks its result." if max(scale) < highest else ""
+    )
+    raise ArgumentsError(msg, f"There is: {listed}.{fit}")
+
+
+def _in_words(scale: tuple[float, float]) -> str:
+    rows, columns = scale
+    return f"{rows:g}" if rows == columns else f"{rows:g} along rows and {columns:g} along columns"

@@ -140,7 +140,8 @@ class Store:
         path = self.path(entry)
         if not path.is_file():
             msg = f"The checkpoint {entry.id} is not on this machine."
-            raise WeightsError(msg, f"Run medsr weights pull {entry.id}, or copy it to {path}.")
+            remedy = f"Run medsr weights pull {entry.id}, or copy it to {path}." if entry.sources else entry.how_to_get
+            raise WeightsError(msg, remedy)
         if not entry.pinned and not allow_unpinned:
             msg = f"The manifest does not say which bytes {entry.id} is, so {path} cannot be checked."
             raise WeightsError(msg, "Pass --allow-unpinned if you trust the file.")
@@ -170,6 +171,8 @@ class Store:
             _refuse_corrupt(entry, path, f"{entry.bytes} bytes", f"{digest.bytes} bytes")
         if entry.sha256 and digest.sha256 != entry.sha256:
             _refuse_corrupt(entry, path, f"sha256 {entry.sha256}", f"sha256 {digest.sha256}")
+        if entry.sha256_prefix and not digest.sha256.startswith(entry.sha256_prefix):
+            _refuse_corrupt(entry, path, f"sha256 {entry.sha256_prefix}...", f"sha256 {digest.sha256}")
         if entry.git_blob and digest.git_blob != entry.git_blob:
             _refuse_corrupt(entry, path, f"git blob {entry.git_blob}", f"git blob {digest.git_blob}")
 

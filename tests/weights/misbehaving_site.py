@@ -64,11 +64,11 @@ def git_blob(data: bytes) -> str:
 
 
 def entry_for(data: bytes, *urls: str, pin: str = "sha256", **changes: Any) -> Entry:
-    """An entry whose file is `data`, from these addresses, pinned by sha256, git_blob or nothing."""
+    """An entry whose file is `data`, from these addresses, pinned by sha256, git_blob (also alone) or nothing."""
     pins = {
         "sha256": hashlib.sha256(data).hexdigest() if pin == "sha256" else None,
-        "git_blob": git_blob(data) if pin == "git_blob" else None,
-        "bytes": len(data) if pin else None,
+        "git_blob": git_blob(data) if pin.startswith("git_blob") else None,
+        "bytes": len(data) if pin in ("sha256", "git_blob") else None,
     }
     sources = [{"kind": "url", "url": url, "file": "toy.bin"} for url in urls]
     return parse_entry(entry_data(**{**pins, "sources": sources, **changes}), "test")

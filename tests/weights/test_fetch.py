@@ -21,9 +21,10 @@ import pytest
 from misbehaving_site import PATIENCE, Behaviour, Handler, Site, entry_for, leftovers, redirect, running, status
 
 from medsr_cli.errors import WeightsError
+from medsr_cli.weights import fetch as fetch_module
 from medsr_cli.weights.fetch import DownloadError, Policy, fetch, offline_reason, source_url
 from medsr_cli.weights.manifest import Entry
-from medsr_cli.weights.store import Store
+from medsr_cli.weights.store import Digest, Store
 
 SIZE = len(site_module.safetensors_bytes())
 OFFSETS = sorted(
@@ -49,7 +50,7 @@ def assert_absent_or_right(entry: Entry, store: Store, data: bytes) -> bool:
     return path.exists()
 
 
-@pytest.mark.parametrize("pin", ["sha256", "git_blob", ""])
+@pytest.mark.parametrize("pin", ["sha256", "git_blob", "git_blob alone", ""])
 def test_a_plain_download(site: Site, store: Store, pin: str) -> None:
     seen: list[tuple[int, int | None]] = []
     entry = toy(site, pin=pin)
@@ -85,6 +86,80 @@ def test_dropped_once_at_any_offset(site: Site, store: Store, kind: str, offset:
     else:
         get(entry, store)
         assert assert_absent_or_right(entry, store, site.data)
+
+
+@pytest.mark.parametrize("offset", [0, 7, 65_537, SIZE - 1])
+@pytest.mark.parametrize("kind", BEHAVIOURS)
+def test_dropped_once_where_git_knows_the_length_and_nobody_else(
+    site: Site, store: Store, kind: str, offset: int
+) -> None:
+    """A git blob id begins with the file's length, so it can only be computed from the whole file."""
+    site.plan = [BEHAVIOURS[kind](offset)]
+    if kind == "200-for-a-range":
+        site.plan = [site_module.short(offset), BEHAVIOURS[kind](0)]
+    entry = toy(site, pin="git_blob alone")
+    assert entry.bytes is None
+    assert entry.pinned
+    if kind in ("wrong-length", "flipped"):
+        with pytest.raises(DownloadError) as caught:
+            get(entry, store)
+        assert caught.value.kind == "hash"
+        assert not assert_absent_or_right(entry, store, site.data)
+        assert leftovers(store.home) == []
+    else:
+        get(entry, store)
+        assert assert_absent_or_right(entry, store, site.data)
+
+
+@pytest.mark.parametrize("length", [1, 4096, SIZE])
+@pytest.mark.parametrize("rotten", [True, False])
+def test_a_part_of_unknown_length_is_taken_up(site: Site, store: Store, length: int, rotten: bool) -> None:
+    entry = toy(site, pin="git_blob alone")
+    target = store.source_path(entry)
+    target.parent.mkdir(parents=True)
+    target.with_name(target.name + ".part").write_bytes(b"\xee" * length if rotten else site.data[:length])
+    if length == SIZE:
+        site.plan = [status(416)]
+    fetched = fetch(entry, store, policy=PATIENCE)
+    assert site.requests[0][1]["Range"] == f"bytes={length}-"
+    assert fetched.digest == Digest(SIZE, hashlib.sha256(site.data).hexdigest(), entry.git_blob)
+    assert assert_absent_or_right(entry, store, site.data)
+
+
+@pytest.mark.parametrize("pin", ["git_blob alone", ""])
+def test_a_download_of_unknown_length_is_capped(
+    site: Site, store: Store, monkeypatch: pytest.MonkeyPatch, pin: str
+) -> None:
+    monkeypatch.setattr(fetch_module, "MAX_BYTES", SIZE - 1)
+    with pytest.raises(DownloadError, match=f"no checkpoint has more than {SIZE - 1}"):
+        get(toy(site, pin=pin), store)
+
+    def chunked(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.wfile.write(b"%x\r\n" % SIZE + site.data + b"\r\n0\r\n\r\n")
+
+    site.always = chunked
+    with pytest.raises(DownloadError, match=f"sends more than {SIZE - 1} bytes"):
+        get(toy(site, pin=pin), store)
+    assert leftovers(store.home) == []
+
+
+def test_the_beginning_of_a_hash_is_compared(site: Site, store: Store) -> None:
+    begins = hashlib.sha256(site.data).hexdigest()[:12]
+    get(toy(site, pin="", sha256_prefix=begins), store)
+    with pytest.raises(DownloadError, match=r"which is not the expected one.*sha256 beginning with 00000000") as caught:
+        get(toy(site, pin="", sha256_prefix="00000000", id="other"), store)
+    assert caught.value.kind == "hash"
+
+
+def test_what_a_person_has_to_fetch_is_not_asked_for(store: Store) -> None:
+    entry = entry_for(b"", pin="", by_hand="https://example.org/login (code 1)")
+    for offline in (False, True):
+        with pytest.raises(DownloadError, match=r"by hand from https://example\.org/login \(code 1\)") as caught:
+            fetch(entry, store, offline=offline)
+        assert caught.value.kind == "by-hand"
 
 
 @pytest.mark.parametrize("offset", [0, 1, 65_536, SIZE - 1])

@@ -28,6 +28,50 @@ def test_the_manifest_that_ships_is_valid() -> None:
     for entry in found.entries:
         assert m.parse_entry(json.loads(json.dumps(entry.to_json())), "again") == entry
         assert entry.variant in catalogue.find(entry.method)[0].variants
+        assert entry.pinned or entry.method in ("rdst", "cohft-released")
+
+
+@pytest.mark.parametrize(
+    ("scale", "blob"),
+    [
+        (2, "c5f03dc4edf444b5aa4d46ee25df1f17f601d05a"),
+        (3, "5abde48d5d0e40b4b183fa6aba93dffd4839d2ea"),
+        (4, "cab6082398efb0cce2ff2e8f034c09a5cb30d852"),
+    ],
+)
+def test_the_authors_m2trans_is_pinned_at_its_commit(scale: int, blob: str) -> None:
+    entry = m.load_manifest().entry(f"m2trans-x{scale}-us")
+    assert (entry.method, entry.modality, entry.channels, entry.scales) == ("m2trans", "us", 3, (float(scale),))
+    assert (entry.git_blob, entry.bytes, entry.sha256, entry.pinned) == (blob, None, None, True)
+    commit = "c4ab8e456b591b013af264e91da03bd84f9a1c21"
+    assert entry.sources[0].url == f"https://github.com/eezkni/M2Trans/raw/{commit}/checkpoints/model_x{scale}.pt"
+    assert [v.name.split()[0] for v in entry.validation] == ["MMUS1K", "CCA-US", "US-CASE"]
+    assert all(v.psnr > v.bicubic_psnr + 1 and v.ssim > v.bicubic_ssim for v in entry.validation)
+    assert "not stated apart" in entry.licence.weights
+
+
+def test_weights_that_nobody_here_can_fetch_say_so() -> None:
+    found = m.load_manifest()
+    by_hand = [entry for entry in found.entries if not entry.sources]
+    assert {entry.method for entry in by_hand} == {"cohft-released"}
+    assert {scale for entry in by_hand for scale in entry.scales} == {2.0, 3.0, 4.0}
+    for entry in by_hand:
+        assert "IQ1W" in (entry.by_hand or "")
+        assert "not stated by the authors" in entry.licence.weights
+        assert "FLAIR" in entry.notes
+        assert "T1gd" in entry.notes
+
+
+def test_the_loss_network_is_no_method_for_images() -> None:
+    found = m.load_manifest()
+    entry = found.entry("vgg19-imagenet")
+    assert (entry.scales, entry.scale_range, entry.channels, entry.modality) == ((), None, 3, "any")
+    assert entry.sha256 is not None
+    assert entry.sha256.startswith("dcbb9e9d")
+    assert not entry.covers(2)
+    for name in ("vgg19", "vgg19-imagenet"):
+        with pytest.raises(ArgumentsError, match="enlarges nothing"):
+            m.select(found, name, 4, None, lambda entry: True)
 
 
 def test_a_bundled_checkpoint_of_the_manifest_is_in_the_package_and_right() -> None:
@@ -48,8 +92,25 @@ def test_a_whole_entry_is_read() -> None:
 
 @pytest.mark.parametrize("field", sorted(set(entry_data()) - {"notes"}))
 def test_every_field_must_be_there(field: str) -> None:
+    assert field not in OPTIONAL
     with pytest.raises(WeightsError, match=rf"{field} is missing"):
         m.parse_manifest(document(entry_data(**{field: ...})))
+
+
+OPTIONAL = {"scale_range", "by_hand", "sha256_prefix"}
+
+
+def test_fields_of_later_releases_may_be_absent_and_are_written_only_if_used() -> None:
+    old = m.parse_entry(entry_data(), "old")
+    assert [getattr(old, name) for name in sorted(OPTIONAL)] == [None, None, None]
+    assert OPTIONAL.isdisjoint(old.to_json())
+    explicit = m.parse_entry(entry_data(**dict.fromkeys(OPTIONAL)), "null")
+    assert explicit == old
+    new = entry_data(
+        method="miassr", variant="miassr", scale_range=[1, 4], sources=[], by_hand="a page", sha256=None,
+        sha256_prefix="0123abcd",
+    )  # fmt: skip
+    assert set(m.parse_entry(new, "new").to_json()) >= OPTIONAL
 
 
 URL = {"kind": "url", "url": "https://a.org/f", "file": "f"}
@@ -80,7 +141,10 @@ HF = {"kind": "hf", "repo": "a/b", "file": "f.safetensors", "revision": "0" * 40
         ("licence", {"code": 1, "weights": "", "data": ""}),
         ("licence", {"code": "a", "weights": "b", "data": "c", "more": "d"}), ("trained_on", ""),
         ("validation", {}), ("validation", [{"name": "a"}]), ("command", 3), ("date", "20/11/2026"), ("date", 2026),
-        ("notes", ["a"]),
+        ("notes", ["a"]), ("by_hand", ""), ("by_hand", 3), ("by_hand", "a page, though there are sources"),
+        ("scale_range", [1, 4]), ("scale_range", 4), ("scale_range", [4, 1]), ("scale_range", "1-4"),
+        ("sha256_prefix", "0123abc"), ("sha256_prefix", "A" * 8), ("sha256_prefix", "a" * 64),
+        ("sha256_prefix", "0123abcd"),
     ],
 )  # fmt: skip
 def test_bad_values_are_refused_by_entry_and_field(field: str, value: object) -> None:
@@ -100,7 +164,11 @@ def test_unknown_fields_are_refused() -> None:
 
 def test_what_no_single_field_says() -> None:
     for changes, field in (
-        ({"sha256": None, "git_blob": "a" * 40, "bytes": None}, "bytes"),
+        ({"method": "miassr", "variant": None, "scales": [], "scale_range": None}, "scales"),
+        ({"method": "miassr", "variant": None, "scales": [], "scale_range": [0.5, 4]}, "scale_range"),
+        ({"method": "miassr", "variant": None, "scales": [], "scale_range": [1, 9]}, "scale_range"),
+        ({"method": "vgg19", "variant": None, "scales": [2]}, "scales"),
+        ({"method": "m2trans", "variant": None, "scales": []}, "scales"),
         ({"format": "author-pt", "sources": [{"kind": "bundled", "file": "a.pt"}]}, "sources"),
         ({"sha256": None, "sources": [{"kind": "bundled", "file": "a.safetensors"}]}, "sha256"),
     ):
@@ -169,6 +237,95 @@ def test_any_text_is_refused_in_a_sentence(text: str) -> None:
 )  # fmt: skip
 def test_addresses(url: str, allowed: bool) -> None:
     assert m.allowed_url(url) is allowed
+
+
+def test_a_git_blob_id_needs_no_length() -> None:
+    entry = m.parse_entry(entry_data(sha256=None, git_blob="a" * 40, bytes=None), "test")
+    assert entry.pinned
+
+
+def any_scale(**changes: Any) -> m.Entry:
+    data = entry_data(method="miassr", variant="miassr", scales=[], scale_range=[1.0, 4.0])
+    return m.parse_entry({**data, **changes}, "test")
+
+
+@pytest.mark.parametrize(
+    ("scales", "rows", "columns", "covered"),
+    [
+        ([], 4, None, True), ([], 1, None, False), ([], 1.0001, None, True), ([], 4.001, None, False),
+        ([], 2.5, 3.25, True), ([], 2.5, 4.5, False), ([], 1, 2, False), ([6], 6, None, True), ([6], 6, 3, False),
+    ],
+)  # fmt: skip
+def test_a_range_covers_what_lies_above_its_low_and_up_to_its_high(
+    scales: list[float], rows: float, columns: float | None, covered: bool
+) -> None:
+    assert any_scale(scales=scales).covers(rows, columns) is covered
+
+
+def test_listed_scales_cover_themselves_along_both_axes() -> None:
+    entry = m.parse_entry(entry_data(scales=[2, 4]), "test")
+    assert [entry.covers(s) for s in (2, 3, 4, 2.5)] == [True, False, True, False]
+    assert [entry.covers(*pair) for pair in ((2, 2), (2, 4), (4, 2))] == [True, False, False]
+    assert entry.scale_words == ("2", "4")
+    assert any_scale(scales=[6]).scale_words == ("6", "1.0-4.0")
+
+
+FAMILY = m.parse_manifest(
+    document(
+        entry_data(id="released-4", method="cohft-released", variant=None, sources=[], by_hand="a page (code 1)"),
+        entry_data(id="any-scale", method="miassr", variant=None, scales=[], scale_range=[1.0, 4.0]),
+        entry_data(id="paper-4", method="cohft", variant=None),
+        entry_data(id="paper-2", method="cohft", variant=None, scales=[2]),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "present", "chosen"),
+    [
+        ("cohft", 4, {"released-4", "paper-4"}, "released-4"),  # in the manifest's order, whichever of the family
+        ("cohft", 4, {"paper-4"}, "paper-4"),
+        ("cohft", 2, {"paper-2", "released-4"}, "paper-2"),
+        ("cohft-released", 4, {"released-4", "paper-4"}, "released-4"),
+        ("miassr", 2.5, {"any-scale"}, "any-scale"),
+        ("miassr", (2.5, 4.0), {"any-scale"}, "any-scale"),
+        ("cohft", (4.0, 4.0), {"paper-4"}, "paper-4"),
+    ],
+)
+def test_select_knows_families_and_ranges(name: str, scale: m.Scale, present: set[str], chosen: str) -> None:
+    assert m.select(FAMILY, name, scale, "mr", lambda entry: entry.id in present).id == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "kind", "sentence"),
+    [
+        ("cohft-released", 2, ArgumentsError, r"no checkpoint for scale 2\. There is: 4\. .*--fit"),
+        ("cohft", 8, ArgumentsError, r"There is: 2, 4\.$"),  # nothing larger to fit from
+        ("cohft", 3, ArgumentsError, r"There is: 2, 4\. .*--fit"),
+        ("miassr", 6, ArgumentsError, r"scale 6\. There is: 1\.0-4\.0\.$"),
+        ("miassr", (2.0, 5.0), ArgumentsError, "scale 2 along rows and 5 along columns"),
+        ("cohft", (2.0, 4.0), ArgumentsError, "scale 2 along rows and 4 along columns"),
+        ("cohft", 4, WeightsError, r"lists released-4, paper-4.*by hand from a page \(code 1\).*-m cohft-released"),
+        ("miassr", 2, WeightsError, "medsr weights pull any-scale"),
+        ("msgan", 4, WeightsError, r"No checkpoint of msgan is listed.*untrained.*import FILE -m msgan.*--weights"),
+        ("uscyclegan", 4, WeightsError, r"no checkpoint by design.*every image.*import FILE -m uscyclegan"),
+        ("rdst-e", 4, WeightsError, r"No checkpoint of rdst-e is listed.*medsr finetune DIR -m rdst-e"),
+    ],
+)
+def test_select_says_how_to_get_one(name: str, scale: m.Scale, kind: type[MedsrError], sentence: str) -> None:
+    with pytest.raises(kind, match=sentence) as caught:
+        m.select(FAMILY, name, scale, "mr", lambda entry: False)
+    assert caught.value.exit_code == (5 if kind is WeightsError else 2)
+    assert ("medsr finetune" in str(caught.value)) is (name == "rdst-e")
+
+
+def test_no_method_of_the_shipped_manifest_runs_untrained() -> None:
+    """Whatever is asked for where nothing is on the machine, an error says how to get a checkpoint."""
+    found = m.load_manifest()
+    for arch in catalogue.CATALOGUE:
+        if arch.kind == "network":
+            with pytest.raises(WeightsError, match=r"medsr weights (pull|import)"):
+                m.select(found, arch.id, 4, None, lambda entry: False)
 
 
 MANIFEST = m.parse_manifest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import struct
@@ -22,6 +23,7 @@ from medsr_cli.weights.headers import read_header
 from medsr_cli.weights.store import KeepPart, Record, Store, default_home, digest_file
 
 DATA = safetensors_bytes(500)
+SHA256 = hashlib.sha256(DATA).hexdigest()
 URL = "https://example.org/toy"
 
 
@@ -32,7 +34,7 @@ def put(store: Store, data: bytes, entry_id: str = "toy") -> Path:
     return path
 
 
-@pytest.mark.parametrize("pin", ["sha256", "git_blob"])
+@pytest.mark.parametrize("pin", ["sha256", "git_blob", "git_blob alone"])
 def test_the_right_bytes_are_verified(store: Store, pin: str) -> None:
     entry = entry_for(DATA, URL, pin=pin)
     assert store.state(entry) == "missing"
@@ -41,7 +43,7 @@ def test_the_right_bytes_are_verified(store: Store, pin: str) -> None:
     assert store.state(entry) == "present"
 
 
-@pytest.mark.parametrize("pin", ["sha256", "git_blob"])
+@pytest.mark.parametrize("pin", ["sha256", "git_blob", "git_blob alone"])
 @pytest.mark.parametrize("position", [0, 9, 100, -1])
 def test_one_tampered_byte_is_refused(store: Store, pin: str, position: int) -> None:
     data = bytearray(DATA)
@@ -52,10 +54,27 @@ def test_one_tampered_byte_is_refused(store: Store, pin: str, position: int) -> 
 
 
 @pytest.mark.parametrize("other", [safetensors_bytes(500, seed=2), DATA[:-4], DATA + b"\0", b""])
-def test_other_files_are_refused(store: Store, other: bytes) -> None:
+@pytest.mark.parametrize("pin", ["sha256", "git_blob alone"])
+def test_other_files_are_refused(store: Store, other: bytes, pin: str) -> None:
     put(store, other)
     with pytest.raises(WeightsError, match=r"expected .* found"):
-        store.verified_path(entry_for(DATA, URL))
+        store.verified_path(entry_for(DATA, URL, pin=pin))
+
+
+def test_the_beginning_of_a_hash_is_compared_but_proves_nothing(store: Store) -> None:
+    put(store, DATA)
+    right, wrong = (entry_for(DATA, URL, pin="", sha256_prefix=text) for text in (SHA256[:8], "0" * 8))
+    assert store.verified_path(right, allow_unpinned=True).is_file()
+    with pytest.raises(WeightsError, match="--allow-unpinned"):
+        store.verified_path(right)
+    with pytest.raises(WeightsError, match=r"expected sha256 00000000\.\.\., found sha256"):
+        store.verified_path(wrong, allow_unpinned=True)
+
+
+def test_a_missing_file_of_a_person_says_where_it_is(store: Store) -> None:
+    entry = entry_for(DATA, pin="", by_hand="https://example.org/login (code 1)")
+    with pytest.raises(WeightsError, match=r"by hand from https://example\.org/login \(code 1\).*import FILE -m rdst"):
+        store.verified_path(entry)
 
 
 def test_missing_is_refused_with_the_path(store: Store) -> None:

@@ -21,7 +21,8 @@ import yaml
 from misbehaving_site import PATIENCE, Site, entry_data, entry_for, leftovers, running, safetensors_bytes, status
 
 from medsr_cli.errors import ArgumentsError, MedsrError, WeightsError
-from medsr_cli.networks import load_network
+from medsr_cli.networks import checkpoint, load_network
+from medsr_cli.networks.m2trans import M2Trans, M2TransConfig
 from medsr_cli.networks.rdst import Rdst, RdstConfig
 from medsr_cli.weights import bundle
 from medsr_cli.weights.manifest import Entry, Manifest
@@ -43,8 +44,8 @@ def author_file(config: RdstConfig = CONFIG) -> bytes:
     return buffer.getvalue()
 
 
-def author_entry(data: bytes, url: str, **changes: Any) -> Entry:
-    return entry_for(data, url, **{"format": "author-pt", "variant": None, **changes})
+def author_entry(data: bytes, *urls: str, **changes: Any) -> Entry:
+    return entry_for(data, *urls, **{"format": "author-pt", "variant": None, **changes})
 
 
 # -- pull --------------------------------------------------------------------------------------------------
@@ -196,6 +197,125 @@ def test_import_writes_once_unless_told(tmp_path: Path) -> None:
         imported(tmp_path, Rdst(CONFIG).state_dict())
     with pytest.raises(ArgumentsError, match=r"\.safetensors"):
         tasks.import_weights(tasks.ImportRequest(tmp_path / "a.pt", tmp_path / "out.bin"))
+
+
+def m2trans_file(config: M2TransConfig | None = None) -> tuple[M2Trans, bytes]:
+    """A network and the file that its authors' training program would write of it after two steps."""
+    torch.manual_seed(4)
+    network = M2Trans(config or M2TransConfig(n_feats=16, n_blocks=2, scale=4))
+    optimizer = torch.optim.Adam([value for value in network.parameters() if value.requires_grad], lr=1e-4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 200, 1e-6)
+    for _ in range(2):
+        network(torch.rand(1, 3, 17, 17)).mean().backward()
+        optimizer.step()
+        scheduler.step()
+    saved = {
+        "epoch": 2,
+        "model_state_dict": {f"module.{key}": value for key, value in network.state_dict().items()},
+        "optimizer_state_dict": optimizer.state_dict(),
+        "scheduler_state_dict": scheduler.state_dict(),
+        "stat_dict": {"epochs": 2, "losses": [0.5, 0.25], "best": {"psnr": {"value": 30.68, "epoch": 1}}},
+    }
+    buffer = io.BytesIO()
+    torch.save(saved, buffer)
+    return network, buffer.getvalue()
+
+
+@pytest.mark.parametrize("method", [["-m", "m2trans"], []])
+def test_import_takes_the_file_of_the_authors_of_m2trans(tmp_path: Path, method: list[str]) -> None:
+    from typer.testing import CliRunner
+
+    from medsr_cli.cli.weights import app
+
+    network, data = m2trans_file()
+    (tmp_path / "model_x4.pt").write_bytes(data)
+    out = tmp_path / "out.safetensors"
+    result = CliRunner().invoke(app, ["import", str(tmp_path / "model_x4.pt"), *method, "-o", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["method"] == "m2trans"
+    assert facts["source_sha256"] == hashlib.sha256(data).hexdigest()
+    found = load_network(out)
+    assert found.config == network.config
+    wanted = network.state_dict()
+    assert found.state_dict().keys() == wanted.keys()
+    assert all(torch.equal(value, wanted[key]) for key, value in found.state_dict().items())
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_pull_takes_m2trans_by_its_git_blob_id_alone(store: Store, scale: int) -> None:
+    network, data = m2trans_file(M2TransConfig(n_feats=16, n_blocks=2, scale=4))
+    with running(data) as site:
+        facts = {"method": "m2trans", "scales": [scale], "modality": "us", "channels": 3, "pin": "git_blob alone"}
+        entry = author_entry(data, f"{site.url}/raw/model_x4.pt", **facts)
+        assert entry.bytes is None
+        shelf = shelf_of(store, entry)
+        result = tasks.pull(tasks.PullRequest(["toy"]), shelf=shelf, policy=PATIENCE)
+    if scale == 2:
+        assert "scale 4" in str(result.failed[0][1])
+        assert store.state(entry) == "missing"
+        return
+    assert result.failed == []
+    path = store.verified_path(entry)
+    assert all(torch.equal(v, network.state_dict()[k]) for k, v in load_network(path).state_dict().items())
+    record = store.record(entry)
+    assert record is not None
+    assert (record.source_git_blob, record.source_bytes) == (entry.git_blob, len(data))
+    assert [row.status for row in tasks.verify(shelf=shelf)] == ["ok"]
+
+
+def test_pull_converts_a_loss_network_without_its_classifier(store: Store) -> None:
+    from medsr_cli.networks.vgg import Vgg19Features, VggConfig
+
+    network = Vgg19Features(VggConfig(width=2))
+    buffer = io.BytesIO()
+    torch.save({**network.state_dict(), "classifier.0.weight": torch.ones(4, 4)}, buffer)
+    with running(buffer.getvalue()) as site:
+        facts = {"method": "vgg19", "scales": [], "channels": 3, "modality": "any", "degradation": "none"}
+        entry = author_entry(site.data, f"{site.url}/vgg19-dcbb9e9d.pth", **facts)
+        result = tasks.pull(tasks.PullRequest(["toy"]), shelf=shelf_of(store, entry), policy=PATIENCE)
+    assert result.failed == []
+    found = load_network(store.verified_path(entry)).state_dict()
+    assert found.keys() == network.state_dict().keys()
+
+
+BY_HAND = {"sources": [], "by_hand": "https://example.org/share (extraction code X1)"}
+
+
+def test_what_a_person_has_to_fetch(store: Store) -> None:
+    data = author_file()
+    entry = author_entry(data, pin="", **BY_HAND)
+    other = entry_for(DATA, "https://example.org/x", id="other", pin="")
+    shelf = shelf_of(store, entry, other)
+    assert [row.words for row in tasks.list_weights(shelf)] == ["missing, by hand", "missing, unpinned"]
+    for request in (tasks.PullRequest(["toy"]), tasks.PullRequest(["toy"], allow_unpinned=True, offline=True)):
+        error = tasks.pull(request, shelf=shelf).failed[0][1]
+        assert error.exit_code == 5
+        assert "https://example.org/share (extraction code X1)" in str(error)
+        assert "medsr weights import FILE -m rdst -o OUT.safetensors" in str(error)
+    result = tasks.pull(tasks.PullRequest(everything=True), shelf=shelf)
+    assert [found.id for found in result.by_hand] == ["toy"]
+    assert [found.id for found in result.skipped] == ["other"]
+    # Put where pull looks for copies made by hand, it is converted like any other.
+    path = store.source_path(entry)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    assert tasks.pull(tasks.PullRequest(["toy"], allow_unpinned=True), shelf=shelf).failed == []
+    assert [row.words for row in tasks.list_weights(shelf)] == ["present, by hand", "missing, unpinned"]
+    assert load_network(store.verified_path(entry, allow_unpinned=True)).config == CONFIG
+
+
+def test_a_bundle_carries_ranges_and_what_was_fetched_by_hand(tmp_path: Path, store: Store) -> None:
+    entry = author_entry(author_file(), pin="", sha256_prefix=hashlib.sha256(author_file()).hexdigest()[:8], **BY_HAND)
+    path = store.source_path(entry)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(author_file())
+    shelf = shelf_of(store, entry)
+    assert tasks.pull(tasks.PullRequest(["toy"], allow_unpinned=True), shelf=shelf).failed == []
+    tasks.export_bundle(tasks.ExportRequest(tmp_path / "out.zip"), shelf)
+    target = Store(tmp_path / "elsewhere", tmp_path / "none")
+    assert [item.written for item in tasks.import_bundle(tmp_path / "out.zip", shelf_of(target))] == [True]
+    assert target.entries() == (entry,)
 
 
 # -- bundle ------------------------------------------------------------------------------------------------
@@ -475,3 +595,21 @@ def test_listing_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_numbers_of_numpy_beside_the_network_do_no_harm(tmp_path: Path) -> None:
+    """Training programs pickle their figures with the network; an object hidden in one stays refused."""
+    import numpy as np
+
+    from medsr_cli.tasks.weights import numpy_scalars
+
+    net = Rdst(CONFIG)
+    figures = {"psnr": np.float64(33.1), "losses": [np.float32(0.1)], "epoch": np.int64(7)}
+    torch.save({"model_state_dict": net.state_dict(), "stat_dict": figures}, tmp_path / "a.pt")
+    with pytest.raises(WeightsError):
+        checkpoint.read_author_checkpoint(tmp_path / "a.pt")
+    state = checkpoint.read_author_checkpoint(tmp_path / "a.pt", numpy_scalars())
+    assert set(state) == set(net.state_dict())
+    torch.save({"model_state_dict": net.state_dict(), "stat_dict": {"x": Path("/")}}, tmp_path / "b.pt")
+    with pytest.raises(WeightsError):
+        checkpoint.read_author_checkpoint(tmp_path / "b.pt", numpy_scalars())
