@@ -49,7 +49,7 @@ def atomic_file(target: Path, *, overwrite: bool = False, verify: Verify | None 
 @contextlib.contextmanager
 def atomic_path(target: Path, *, overwrite: bool = False, verify: Verify | None = None) -> Iterator[Path]:
     """Like `atomic_file`, for writers that want a path (an empty file stands there already)."""
-    _refuse_existing(target, overwrite)
+    refuse_existing(target, overwrite)
     _make_folder(target)
     sweep_stale(target.parent)
     temporary = temporary_beside(target)
@@ -61,7 +61,7 @@ def atomic_path(target: Path, *, overwrite: bool = False, verify: Verify | None 
                 _fsync_path(temporary)
                 if verify is not None:
                     verify(temporary)
-                _refuse_existing(target, overwrite)
+                refuse_existing(target, overwrite)
                 os.replace(temporary, target)
             finally:
                 lock.close()
@@ -74,7 +74,7 @@ def atomic_path(target: Path, *, overwrite: bool = False, verify: Verify | None 
 @contextlib.contextmanager
 def atomic_folder(target: Path, *, overwrite: bool = False, verify: Verify | None = None) -> Iterator[Path]:
     """Yield an empty folder that becomes `target`, whole, when the block ends without an error."""
-    _refuse_existing(target, overwrite)
+    refuse_existing(target, overwrite)
     _make_folder(target)
     sweep_stale(target.parent)
     temporary = temporary_beside(target)
@@ -90,7 +90,7 @@ def atomic_folder(target: Path, *, overwrite: bool = False, verify: Verify | Non
                 _fsync_folder(temporary)
                 if verify is not None:
                     verify(temporary)
-                _refuse_existing(target, overwrite)
+                refuse_existing(target, overwrite)
                 _swap_folder(temporary, target)
             finally:
                 lock.close()
@@ -214,7 +214,13 @@ def _make_folder(target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _refuse_existing(target: Path, overwrite: bool) -> None:
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    """Tell before the work that its result could not be written.
+
+    Raises:
+        ArgumentsError: the target exists and may not be replaced.
+        RunError: the name is too long, or its folder may not be looked into.
+    """
     with _reported(target):  # a name may be too long, or lie in a folder that may not be looked into
         exists = target.exists() or target.is_symlink()
     if exists and not overwrite:

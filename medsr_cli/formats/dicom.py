@@ -30,6 +30,7 @@ from medsr_cli.formats.dicom_series import (
     find_series,
     runs,
 )
+from medsr_cli.formats.identity import IDENTITY_KEYWORDS, Identity
 from medsr_cli.formats.limits import Limits
 from medsr_cli.volume.volume import Modality, Volume
 
@@ -65,6 +66,8 @@ class DicomReader:
         self.stack = stack
         self.real_values = real_values
         """Whether slices are handed out as slope·stored + intercept, because these differ between slices."""
+        self.part: tuple[int, int] | None = None
+        """Row and column that the handed out part of each slice begins with; None for whole slices (see `region`)."""
 
     @property
     def instances(self) -> list[Instance]:
@@ -84,6 +87,16 @@ class DicomReader:
                     plane = instance.planes[index]
                     planar = planar.astype(np.float64) * plane.slope + plane.intercept
                 yield np.ascontiguousarray(planar, dtype=self.volume.dtype)
+
+    def identity(self) -> Identity:
+        """Whose image this is and where its positions count from, as hashes that only tell same from other.
+
+        Raises:
+            InputRefused: the header can no longer be read.
+        """
+        with refusing(self.path.name, "reading the header"):
+            header = read_header(self.stack.frames[0].instance.member)
+            return Identity.of({keyword: str(header.get(keyword) or "") for keyword in IDENTITY_KEYWORDS})
 
     def details(self) -> Mapping[str, str | int | float | bool | None]:
         """Facts of the encoding and of the geometry; nothing about a person."""

@@ -122,6 +122,9 @@ class Lineage:
         d = self.derivation
         kind = "Interpolated" if d.method in INTERPOLATIONS else "AI-derived"
         parts = [f"{kind}, not for primary diagnosis: enlarged in the plane{self.label} by {d.software}."]
+        if self.grid.part is not None:
+            row, column = self.grid.part
+            parts.append(f"A region of {self.grid.columns} x {self.grid.rows} pixels from x {column}, y {row}.")
         if d.checkpoint_id:
             parts.append(f"Checkpoint {d.checkpoint_id}.")
         if d.degradation:

@@ -1,4 +1,4 @@
-"""Tags that count in pixels or millimetres per pixel, rewritten for a finer grid.
+"""Tags that count in pixels or millimetres per pixel, rewritten for a finer grid, or one of a part of the slices.
 
 The arithmetic is that of `volume.geometry`: edges align. Lengths and positions in the patient stay where they
 are; whatever is counted in pixels is counted anew.
@@ -42,9 +42,17 @@ class Grid:
     """Pixels of a slice before and after."""
 
     rows: int
+    """Of the slice, or of the part of it that is enlarged."""
     columns: int
     new_rows: int
     new_columns: int
+    part: tuple[int, int] | None = None
+    """Row and column of the slice, from 0, that the part begins with; None for whole slices."""
+
+    @property
+    def first(self) -> tuple[int, int]:
+        """Row and column of the slice, from 0, that become the first ones."""
+        return self.part or (0, 0)
 
     def spacing_mm(self, spacing: tuple[float, float]) -> tuple[float, float]:
         """Spacing between rows and between columns, afterwards."""
@@ -57,17 +65,17 @@ class Grid:
         """Centre of the first pixel, afterwards, LPS."""
         along, down = np.split(np.array(orientation), 2)
         moved = np.array(position)
-        moved = moved + along * spacing[1] * first_voxel_shift(self.columns, self.new_columns)
-        moved = moved + down * spacing[0] * first_voxel_shift(self.rows, self.new_rows)
+        moved = moved + along * spacing[1] * (self.first[1] + first_voxel_shift(self.columns, self.new_columns))
+        moved = moved + down * spacing[0] * (self.first[0] + first_voxel_shift(self.rows, self.new_rows))
         return tuple(float(v) for v in moved)
 
     def row(self, row: float) -> int:
         """A pixel's row, counted from 1."""
-        return math.floor((row - 0.5) * self.new_rows / self.rows + 1)
+        return math.floor((row - self.first[0] - 0.5) * self.new_rows / self.rows + 1)
 
     def column(self, column: float) -> int:
         """A pixel's column, counted from 1."""
-        return math.floor((column - 0.5) * self.new_columns / self.columns + 1)
+        return math.floor((column - self.first[1] - 0.5) * self.new_columns / self.columns + 1)
 
 
 def rewrite_grid(ds: Dataset, instance: Instance, grid: Grid) -> None:
@@ -76,6 +84,7 @@ def rewrite_grid(ds: Dataset, instance: Instance, grid: Grid) -> None:
     _rewrite_level(ds, instance.planes[0], grid)
     _rewrite_aspect(ds, grid)
     _rewrite_shutters(ds, grid)
+    _cut_regions(ds, grid)
     for region in ds.get("SequenceOfUltrasoundRegions") or []:
         _rewrite_region(region, grid)
     for detector in ds.get("DetectorInformationSequence") or []:
@@ -129,6 +138,32 @@ def _rewrite_shutters(ds: Dataset, grid: Grid) -> None:
         _replace(ds, keyword, lambda values: [(grid.column, grid.row)[i % 2 == 0](v) for i, v in enumerate(values)])
     for keyword in _RADII:
         _replace(ds, keyword, lambda values: [round(v * grid.new_columns / grid.columns) for v in values])
+
+
+def _cut_regions(ds: Dataset, grid: Grid) -> None:
+    """Calibrated regions within the part, counted from its first pixel; those outside of it are left out."""
+    regions = ds.get("SequenceOfUltrasoundRegions")
+    if grid.part is None or not regions:
+        return
+    row, column = grid.part
+    axes = (("MinX0", "MaxX1", "X", column, grid.columns), ("MinY0", "MaxY1", "Y", row, grid.rows))
+    kept = [region for region in regions if all(_cut_region(region, *axis) for axis in axes)]
+    if kept:
+        ds.SequenceOfUltrasoundRegions = Sequence(kept)
+    else:
+        del ds.SequenceOfUltrasoundRegions
+
+
+def _cut_region(region: Dataset, low: str, high: str, axis: str, first: int, length: int) -> bool:
+    """Clip a region along one axis; whether anything of it is left. Its reference pixel counts from its own corner."""
+    ends = _numbers(region, f"RegionLocation{low}"), _numbers(region, f"RegionLocation{high}")
+    if ends[0] is None or ends[1] is None:
+        return True
+    start, stop = int(ends[0][0]) - first, int(ends[1][0]) - first
+    setattr(region, f"RegionLocation{low}", min(max(start, 0), length - 1))
+    setattr(region, f"RegionLocation{high}", min(max(stop, 0), length - 1))
+    _replace(region, f"ReferencePixel{axis}0", lambda v: [round(v[0]) + min(start, 0)])
+    return start < length and stop >= 0
 
 
 def _rewrite_region(region: Dataset, grid: Grid) -> None:

@@ -169,7 +169,8 @@ def derived_series(
     instances = source.instances
     single = target.suffix.lower() in SUFFIXES
     _check_target(target, source, result, single)
-    lineage = Lineage(derivation, Grid(source.volume.rows, source.volume.columns, result.rows, result.columns), result)
+    grid = Grid(source.volume.rows, source.volume.columns, result.rows, result.columns, source.part)
+    lineage = Lineage(derivation, grid, result)
 
     def verify(path: Path) -> None:
         _verify([path] if single else sorted(path.iterdir()), len(instances), result, target.name)

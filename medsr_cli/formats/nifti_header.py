@@ -7,7 +7,8 @@ that a volume which is not enlarged comes back with the header that it had.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import nibabel as nib
@@ -17,7 +18,14 @@ from nibabel.spm99analyze import Spm99AnalyzeHeader
 
 from medsr_cli.errors import InputRefused
 from medsr_cli.formats.gzip_stream import ForwardStream
-from medsr_cli.volume.geometry import Affine, enlarged_affine, enlarged_spacing, is_usable, spacings_mm
+from medsr_cli.volume.geometry import (
+    Affine,
+    cropped_affine,
+    enlarged_affine,
+    enlarged_spacing,
+    is_usable,
+    spacings_mm,
+)
 from medsr_cli.volume.volume import Volume
 
 Kind = Literal["nifti1", "nifti2", "analyze"]
@@ -163,6 +171,44 @@ def enlarged_header(
         _move_qform(header, source.raw, changed)
         _forget_slice_timing(header, changed)
     return header
+
+
+def cropped_header(source: NiftiHeader, first: Mapping[int, int], shape: tuple[int, ...]) -> NiftiHeader:
+    """The header of a part of the image; the voxels that are left keep their places.
+
+    A header without orientation places the part as it placed the whole: around its own middle.
+
+    Args:
+        source: the header of the whole.
+        first: axis to the index of its voxel that the part begins with.
+        shape: lengths of the part, as many as the source's shape has.
+    """
+    raw, affine = source.raw.copy(), source.affine
+    _set_lengths(raw, shape)
+    if source.kind == "analyze":
+        _cut_spm_origin(raw, source.raw, first)
+    else:
+        sform, qform = _sform(source.raw), None if _has_no_qform(source.raw) else _qform(source.raw)
+        for axis, index in first.items():
+            sform = cropped_affine(sform, axis, index)
+            qform = None if qform is None else cropped_affine(qform, axis, index)
+        for row, name in enumerate("xyz"):
+            raw[f"srow_{name}"] = sform[row]
+            if qform is not None:
+                raw[f"qoffset_{name}"] = qform[row, 3]
+        _forget_slice_timing(raw, {axis: (n, shape[axis]) for axis, n in enumerate(source.shape) if n != shape[axis]})
+    if is_placed(source):
+        for axis, index in first.items():
+            affine = cropped_affine(affine, axis, index)
+    else:
+        affine = _completed(np.asarray(raw.get_base_affine(), np.float64), (*shape[:3], 1)[:3])
+        affine[:3] *= units_of_length(raw, source.kind)[1]
+    return replace(source, raw=raw, shape=shape, affine=affine)
+
+
+def is_placed(header: NiftiHeader) -> bool:
+    """Whether a header says where the image lies."""
+    return any(_code(header.raw, header.kind, field) > 0 for field in ("sform_code", "qform_code"))
 
 
 def fresh_header(
@@ -478,14 +524,18 @@ def _move_sform(header: RawHeader, raw: RawHeader, changed: dict[int, tuple[int,
 def _move_qform(header: RawHeader, raw: RawHeader, changed: dict[int, tuple[int, int]]) -> None:
     """Only the offset moves: the rotation is as it was, and the spacing is in pixdim."""
     affine = _qform(raw)
-    unset = int(raw["qform_code"]) <= 0 and not any(float(raw[f"{q}"]) for q in _QFORM_FIELDS)
-    if unset or affine is None or not np.isfinite(affine).all():
+    if _has_no_qform(raw) or affine is None or not np.isfinite(affine).all():
         return
     for axis, (n, new) in changed.items():
         affine = enlarged_affine(affine, axis, n, new)
     if changed:
         for row, axis_name in enumerate("xyz"):
             header[f"qoffset_{axis_name}"] = affine[row, 3]
+
+
+def _has_no_qform(raw: RawHeader) -> bool:
+    """Whether the fields of the qform are empty and no code claims one."""
+    return int(raw["qform_code"]) <= 0 and not any(float(raw[field]) for field in _QFORM_FIELDS)
 
 
 _QFORM_FIELDS = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
@@ -504,6 +554,18 @@ def _spm_origin(raw: RawHeader) -> list[int] | None:
     origin, dim = [int(o) for o in raw["origin"][:3]], [int(n) for n in raw["dim"][1:4]]
     usable = any(origin) and all(-n < o < 2 * n for o, n in zip(origin, dim, strict=True))
     return origin if usable else None
+
+
+def _cut_spm_origin(header: RawHeader, raw: RawHeader, first: Mapping[int, int]) -> None:
+    """The origin counted from another first voxel; none where the field could not hold it as one."""
+    if _spm_origin(raw) is None:
+        return
+    origin = header["origin"].copy()
+    for axis, index in first.items():
+        origin[axis] -= index
+    header["origin"] = origin
+    if _spm_origin(header) is None:
+        header["origin"] = 0
 
 
 def _move_spm_origin(header: RawHeader, changed: dict[int, tuple[int, int]]) -> None:
