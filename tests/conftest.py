@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says nothing about what is right, and machines differ.
+settings.register_profile("medsr", deadline=None)
+settings.load_profile("medsr")
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

@@ -48,3 +48,30 @@ def almost_nearest(scale: int = 2, channels: int = 1) -> Rdst:
 def save_checkpoint(path: Path, scale: int = 2, **metadata: str) -> Path:
     path.write_bytes(save_network(almost_nearest(scale), metadata))
     return path
+
+
+def fit_last(net: torch.nn.Module, last: torch.nn.Conv2d, target: torch.Tensor, *inputs: torch.Tensor) -> None:
+    """Set the weights of a network's last convolution so that it gives `target`: an untrained network would fail
+    the quality gate, and one whose other layers did nothing would prove nothing.
+    """
+    seen: list[torch.Tensor] = []
+    hook = last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    net(*inputs)  # with gradients, so that no network takes a shorter way past its last layer
+    hook.remove()
+    seen[0] = seen[0].detach()
+    n, channels, rows, columns = seen[0].shape
+    mode = {"zeros": "constant"}.get(last.padding_mode, last.padding_mode)
+    padded = torch.nn.functional.pad(seen[0], [1, 1, 1, 1], mode=mode)
+    taps = torch.nn.functional.unfold(padded, 3).reshape(n, channels * 9, rows, columns)
+    # What a network pads by itself is not part of the target.
+    inside = taps[..., : target.shape[-2], : target.shape[-1]]
+    columns_of = inside.permute(0, 2, 3, 1).reshape(-1, channels * 9)
+    wanted = target.permute(0, 2, 3, 1).reshape(-1, last.out_channels)
+    design = columns_of if last.bias is None else torch.cat([columns_of, torch.ones(len(columns_of), 1)], dim=1)
+    design = design.double()
+    ridge = 1e-6 * torch.eye(design.shape[1], dtype=torch.float64) * design.square().mean()
+    solved = torch.linalg.solve(design.T @ design + ridge * len(design), design.T @ wanted.double()).float()
+    with torch.no_grad():
+        last.weight.copy_(solved[: channels * 9].T.reshape(last.weight.shape))
+        if last.bias is not None:
+            last.bias.copy_(solved[-1])

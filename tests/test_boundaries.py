@@ -38,7 +38,7 @@ ROOMS = {
 FOREIGN = {
     "cli": {"typer", "click", "rich"},
     "tasks": {"numpy", "torch", "PIL", "yaml"},
-    "engines": {"numpy", "torch", "onnxruntime"},
+    "engines": {"numpy", "torch", "onnxruntime", "psutil"},
     "formats": {"numpy", "nibabel", "pydicom", "SimpleITK", "PIL", "isal", "gdcm", "scipy", "h5py", "png", "zlib"},
     "weights": {"yaml", "huggingface_hub", "filelock"},
     "training": {"numpy", "torch", "filelock", "yaml"},

@@ -56,10 +56,20 @@ class Terminal:
     def slices(self, done: int, total: int) -> None:
         """Move the bar, or write a line now and then."""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total)
+            self._bar.update(self._task, completed=done, total=total, description=self._name)
         elif time.monotonic() - self._last_line > LINE_EVERY_S:
             self._last_line = time.monotonic()
             self.say(f"{self._name}: {done} of {total} slices")
+
+    def training(self, done: int, limit: int, loss: float, left_s: float | None) -> None:
+        """Loss and time left, on the bar or in a line now and then."""
+        left = "" if left_s is None else f", at most {_minutes(left_s)} left"
+        figures = f"iteration {done} of at most {limit}, loss {loss:.4f}{left}"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=limit, description=f"{self._name}: loss {loss:.4f}")
+        elif time.monotonic() - self._last_line > LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            self.say(f"{self._name}: {figures}")
 
     def say(self, sentence: str) -> None:
         """A remark on stderr."""
@@ -74,6 +84,10 @@ class Terminal:
     def warn(self, sentence: str) -> None:
         """A warning on stderr."""
         self.say(f"warning: {sentence}")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def make_bar() -> Bar:

@@ -13,7 +13,7 @@ from medsr_cli.cli.render import Terminal, print_json
 from medsr_cli.errors import ArgumentsError, SomeInputsFailed
 
 if TYPE_CHECKING:
-    from medsr_cli.tasks.upscale import Item, UpscaleRequest
+    from medsr_cli.tasks.job import Item
 
 
 def upscale(
@@ -23,18 +23,68 @@ def upscale(
     more_inputs: Annotated[list[Path] | None, typer.Option("-i", "--input", help="The same as INPUT.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File, or folder for several inputs.")] = None,
     model: options.Model = "rdst",
-    scale: options.Scale = 4,
+    scale: options.ScaleText = "4",
+    spacing: Annotated[
+        float | None, typer.Option("--spacing", help="Wanted in-plane spacing in mm, instead of --scale.")
+    ] = None,
+    fit: Annotated[
+        bool,
+        typer.Option("--fit", help="Reach scales without a checkpoint: the next larger one, then shrunken to size."),
+    ] = False,
     weights: options.Weights = None,
     modality: Annotated[
         str | None, typer.Option("--modality", help="mr, ct, us or xr; else read from the file.")
     ] = None,
+    axis: options.Axis = "auto",
+    series: Annotated[str | None, typer.Option("--series", help="SeriesInstanceUID, of a folder with several.")] = None,
+    roi: Annotated[
+        str | None,
+        typer.Option("--roi", help="Only x,y,w,h of each slice (pixels), or auto: where a detector sees a lesion."),
+    ] = None,
+    detector: Annotated[
+        str | None, typer.Option("--detector", help="Checkpoint of the lesion detector for --roi auto.")
+    ] = None,
+    channels: Annotated[
+        str | None,
+        typer.Option("--channels", help="A,B,...: registered images that the network takes together, for INPUT."),
+    ] = None,
+    guide: Annotated[
+        Path | None, typer.Option("--guide", help="Second image of the same place (T1 for T2), for cohft.")
+    ] = None,
+    guide_series: Annotated[
+        str | None, typer.Option("--guide-series", help="SeriesInstanceUID of the guide, of a folder with several.")
+    ] = None,
+    register: Annotated[
+        str, typer.Option("--register", help="none, or rigid: align the guide where the patient moved between.")
+    ] = "none",
+    allow_mismatch: Annotated[
+        bool, typer.Option("--allow-mismatch", help="Take a guide of another patient or frame of reference.")
+    ] = False,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Average eight orientations of each slice; 8 times slower.")
+    ] = False,
+    spread: Annotated[
+        bool, typer.Option("--spread", help="With --tta: also write a map of how far the orientations differ.")
+    ] = False,
+    back_projection: Annotated[
+        int, typer.Option("--back-projection", min=0, max=1000, help="Correct the result N times by its input.")
+    ] = 0,
+    intermediate: Annotated[
+        bool, typer.Option("--intermediate", help="msgan: also write the x2 result of its first stage.")
+    ] = False,
+    preset: Annotated[str, typer.Option("--preset", help="uscyclegan: released or paper.")] = "released",
+    without: Annotated[
+        list[str] | None, typer.Option("--without", help="uscyclegan: train without the perceptual term: perceptual.")
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option("--max-minutes", min=0.01, help="uscyclegan: stop training after so long.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="uscyclegan: the same seed gives the same result.")] = 0,
     backend: Annotated[str, typer.Option("--backend", help="auto or torch.")] = "auto",
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     tile: Annotated[str, typer.Option("-t", "--tile", help="auto, or the side of a tile in pixels.")] = "auto",
     threads: options.Threads = None,
-    axis: options.Axis = "auto",
-    series: Annotated[str | None, typer.Option("--series", help="SeriesInstanceUID, of a folder with several.")] = None,
     suffix: Annotated[str | None, typer.Option("--suffix", help="Added to a result's name [_x4-rdst].")] = None,
     recursive: Annotated[bool, typer.Option("-r", "--recursive", help="Walk folders for images.")] = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Do only what is missing.")] = False,
@@ -60,16 +110,18 @@ def upscale(
     The result keeps type, units, header and place: scan.nii.gz becomes scan_x4-rdst.nii.gz, a DICOM folder
     NAME becomes NAME_x4-rdst/, a new series of the same study. The paths of the results are printed.
     """
+    from medsr_cli.tasks.magnification import Magnification
     from medsr_cli.tasks.model import ModelRequest
-    from medsr_cli.tasks.upscale import UpscaleRequest
+    from medsr_cli.tasks.self_training import SelfTraining, known_preset, refuse_unknown_terms
+    from medsr_cli.tasks.upscale import GuideRequest, UpscaleRequest, known_registration
     from medsr_cli.tasks.upscale import upscale as run
 
     refuse_backend(backend)
+    refuse_unknown_terms(without or [])
     request = UpscaleRequest(
         inputs=(*(inputs or ()), *(more_inputs or ())),
         model=ModelRequest(
             model=model,
-            scale=scale,
             weights=weights,
             modality=known_modality(modality),
             device=device,
@@ -78,9 +130,22 @@ def upscale(
             threads=threads,
             offline=offline,
             allow_unpinned=allow_unpinned,
+            fit=fit,
+            ensemble=tta,
+            back_projection=back_projection,
         ),
+        magnification=Magnification.parse(scale, spacing),
+        channels=tuple(Path(name) for name in channels.split(",")) if channels else (),
+        guide=None
+        if guide is None
+        else GuideRequest(guide, known_registration(register), allow_mismatch, guide_series),
+        region=roi,
+        detector=detector,
+        training=SelfTraining(known_preset(preset), "perceptual" not in (without or []), max_minutes, seed),
         output=output,
         suffix=suffix,
+        intermediate=intermediate,
+        spread=spread,
         axis=axis,
         series=series,
         recursive=recursive,
@@ -90,7 +155,6 @@ def upscale(
         report=report,
         preview=preview,
     )
-    refuse_contradictions(request)
     with Terminal(quiet=quiet, bar=not no_progress) as terminal:
         items = []
         for item in run(request, terminal):
@@ -106,6 +170,7 @@ def show(item: Item, *, as_json: bool, verbose: bool) -> None:
             {
                 "input": str(item.source),
                 "output": str(item.output) if item.output else None,
+                **({"beside": [str(path) for path in item.more_outputs]} if item.more_outputs else {}),
                 "status": item.status,
                 "error": str(item.error) if item.error else None,
                 "exit_code": item.error.exit_code if item.error else 0,
@@ -114,7 +179,8 @@ def show(item: Item, *, as_json: bool, verbose: bool) -> None:
             }
         )
     elif item.error is None:
-        print(item.output, flush=True)
+        for path in (item.output, *item.more_outputs):
+            print(path, flush=True)
 
 
 def conclude(items: list[Item]) -> None:
@@ -122,9 +188,11 @@ def conclude(items: list[Item]) -> None:
     failed = [item for item in items if item.error is not None]
     if not failed:
         return
-    if len(items) == 1:
-        assert failed[0].error is not None  # noqa: S101 - it is in the list for that
-        raise failed[0].error
+    first = failed[0].error
+    assert first is not None  # noqa: S101 - it is in the list for that
+    # One input, or registered channels that go through together: one reason for all.
+    if len(failed) == len(items) and all(item.error is first for item in failed):
+        raise first
     for item in failed:
         print(f"medsr: {item.source.name}: {item.error}", file=sys.stderr)
     msg = f"{len(failed)} of {len(items)} inputs failed; the others are done."
@@ -155,10 +223,3 @@ def refuse_backend(name: str) -> None:
     if name not in ("auto", "torch"):
         msg = f"This version of medsr does not run the backend {name!r}."
         raise ArgumentsError(msg, "Use --backend auto or torch.")
-
-
-def refuse_contradictions(request: UpscaleRequest) -> None:
-    """Options that cannot both be meant."""
-    if request.skip_existing and request.overwrite:
-        msg = "--skip-existing and --overwrite contradict each other."
-        raise ArgumentsError(msg, "Give one of them.")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from medsr_cli.engines.engine import Planes
-from medsr_cli.engines.tiles import TilePlan, run_tiled
+from medsr_cli.engines.engine import Enlarged, Planes, Size
+from medsr_cli.engines.memory import usable_bytes
+from medsr_cli.engines.tiles import TilePlan, run_tiled, run_with_halo
 from medsr_cli.errors import ArgumentsError, DeviceUnavailable, RunError
+from medsr_cli.networks.catalogue import Arch, Tiling
+from medsr_cli.volume.antialias import antialiased_resize
 
-WHOLE_PIXELS = 256 * 256
-"""Largest slice that is run whole unless a tile size is given: about 0.8 GB of activations for RDST."""
+WHOLE_PIXELS = {"blended": 256 * 256, "exact": 768 * 768}
+"""Largest slice that is run whole unless a tile size is given: below 1 GB of activations for every network."""
 TILE_OVERLAP = 32
 """Pixels that neighbouring tiles share; twice the reach of one dense block's windows."""
 MINIMUM_TILE = 64
@@ -80,6 +86,31 @@ def find_precision(wanted: str, device: torch.device) -> torch.dtype:
     return types[wanted]
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What an engine has to know of a network beside its weights; the catalogue's entry says it."""
+
+    scale: int
+    channels: int = 1
+    tiling: Tiling = "blended"
+    smallest: int = 1
+    guided: bool = False
+    bytes_per_pixel: int = 0
+
+    @classmethod
+    def of(cls, arch: Arch, net: nn.Module) -> Traits:
+        """Those of a network of the catalogue."""
+        config: Any = net.config
+        return cls(
+            scale=int(getattr(config, "scale", 1)),
+            channels=int(getattr(config, "in_channels", 1)),
+            tiling=arch.tiling,
+            smallest=arch.smallest,
+            guided="guide" in arch.needs,
+            bytes_per_pixel=arch.bytes_per_pixel,
+        )
+
+
 class TorchEngine:
     """A network that enlarges by a whole factor, on one device."""
 
@@ -88,8 +119,7 @@ class TorchEngine:
     def __init__(
         self,
         net: nn.Module,
-        scale: int,
-        channels: int = 1,
+        traits: Traits | int,
         *,
         device: str = "auto",
         precision: str = "auto",
@@ -97,50 +127,158 @@ class TorchEngine:
     ) -> None:
         self._device = find_device(device)
         self._dtype = find_precision(precision, self._device)
-        self.net = net.to(self._device, self._dtype).eval()
-        self.scale: float = scale
-        self.channels = channels
+        self.net: Any = net.to(self._device, self._dtype).eval()
+        self.traits = traits if isinstance(traits, Traits) else Traits(traits)
+        self.channels, self.guided = self.traits.channels, self.traits.guided
         self.device = str(self._device)
         self.precision = str(self._dtype).removeprefix("torch.")
+        self.warnings: list[str] = []
         if tile is not None and tile < MINIMUM_TILE:
             msg = f"A tile of {tile} pixels is too small."
             raise ArgumentsError(msg, f"Give --tile auto, or at least {MINIMUM_TILE}.")
         self.tile = tile
 
-    def run(self, planes: Planes) -> Planes:
+    def size_of(self, rows: int, columns: int) -> Size:
+        """Rows and columns times the factor."""
+        return rows * self.traits.scale, columns * self.traits.scale
+
+    def run(self, planes: Planes, guide: Planes | None = None) -> Enlarged:
         """Enlarge (n, c, rows, columns); returns float32.
 
         Raises:
             RunError: the device has too little memory even for the smallest tile.
         """
         rows, columns = planes.shape[-2:]
-        whole = self.tile is None and rows * columns <= WHOLE_PIXELS
-        side = max(rows, columns) if whole else (self.tile or MINIMUM_TILE * 4)
+        side = self.tile or self._affordable_side(rows, columns)
         while True:
             try:
-                return self._run(planes, side)
+                return Enlarged(self._run(planes, guide, side))
             except (torch.OutOfMemoryError, MemoryError) as error:
-                side = side // 2 // 8 * 8
+                side = min(side, max(rows, columns)) // 2 // 8 * 8
                 if self._device.type == "cuda":
                     torch.cuda.empty_cache()
-                if side < MINIMUM_TILE:
+                if side < MINIMUM_TILE or self.traits.tiling == "fixed":
                     msg = f"The device {self.device} has too little memory for a tile of {MINIMUM_TILE} pixels."
                     raise RunError(msg, "Close other programs, or use --device cpu.") from error
                 self.tile = side
 
-    def _run(self, planes: Planes, side: int) -> Planes:
-        plan = TilePlan(-(-side // 8) * 8, min(TILE_OVERLAP, side // 2 // 8 * 8))
-        if plan.covers(*planes.shape[-2:]):
-            return self._run_whole(planes)
-        return run_tiled(self._run_whole, planes, plan, int(self.scale))
+    def _affordable_side(self, rows: int, columns: int) -> int:
+        """The side of the largest tile that fits into memory; that of the whole slice where it fits."""
+        whole = max(rows, columns)
+        if self.traits.tiling == "inexact":
+            pixels = usable_bytes(self._device) // max(self.traits.bytes_per_pixel, 1)
+        else:
+            pixels = WHOLE_PIXELS.get(self.traits.tiling, rows * columns)
+        if rows * columns <= pixels:
+            return whole
+        return max(min(math.isqrt(pixels), whole) // 8 * 8, MINIMUM_TILE)
 
-    def _run_whole(self, planes: Planes) -> Planes:
-        given = torch.from_numpy(np.ascontiguousarray(planes, np.float32))
+    def _run(self, planes: Planes, guide: Planes | None, side: int) -> Planes:
+        traits = self.traits
+        rows, columns = planes.shape[-2:]
+        if traits.tiling == "fixed":
+            return self._run_fixed(planes, guide)
+        if max(rows, columns) <= side:
+            return self._run_whole(planes, guide)
+        if traits.tiling == "exact":
+            return run_with_halo(self._run_whole, planes, side, int(self.net.reach), traits.scale, guide)
+        if traits.tiling == "inexact":
+            self._warn(
+                f"The slices of {rows} x {columns} were cut into tiles of {side}: this network takes statistics "
+                "of the whole image, so the result is not that of the whole image."
+            )
+        plan = TilePlan(-(-side // 8) * 8, min(TILE_OVERLAP, side // 2 // 8 * 8))
+        return run_tiled(self._run_whole, planes, plan, traits.scale, guide)
+
+    def _run_fixed(self, planes: Planes, guide: Planes | None) -> Planes:
+        """A network of one size: tiles of that size, and smaller slices padded to it by repetition."""
+        side, scale = int(self.net.side), self.traits.scale
+        rows, columns = planes.shape[-2:]
+        padded = padded_to(planes, side, side)
+        padded_guide = None if guide is None else padded_to(guide, side * scale, side * scale)
+        plan = TilePlan(side, side // 4, 1, fixed=True)
+        result = run_tiled(self._run_whole, padded, plan, scale, padded_guide)
+        return result[..., : rows * scale, : columns * scale]
+
+    def _run_whole(self, planes: Planes, guide: Planes | None = None) -> Planes:
+        rows, columns = planes.shape[-2:]
+        smallest, scale = self.traits.smallest, self.traits.scale
+        if min(rows, columns) < smallest:
+            planes = padded_to(planes, smallest, smallest)
+            guide = None if guide is None else padded_to(guide, smallest * scale, smallest * scale)
+        given = [self._tensor(planes)] + ([] if guide is None else [self._tensor(guide)])
         with torch.inference_mode():
-            enlarged = self.net(given.to(self._device, self._dtype))
-            result: Planes = enlarged.to("cpu", torch.float32).numpy()
-        return result
+            result: Planes = self.net(*given).to("cpu", torch.float32).numpy()
+        return result[..., : rows * scale, : columns * scale]
+
+    def _tensor(self, planes: Planes) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(planes, np.float32)).to(self._device, self._dtype)
+
+    def _warn(self, sentence: str) -> None:
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
 
     def batch_of(self, rows: int, columns: int) -> int:
         """Planes that make up `BATCH_PIXELS` of this device."""
         return max(BATCH_PIXELS.get(self._device.type, 1) // (rows * columns), 1)
+
+    def turned(self) -> TorchEngine:
+        """Itself: its factor is that of both axes."""
+        return self
+
+
+class TwoStages(TorchEngine):
+    """MS-GAN: the result of the first stage, at half the scale, beside that of the second."""
+
+    def run(self, planes: Planes, guide: Planes | None = None) -> Enlarged:
+        """Both results; tiles are exact for both, since every layer is a convolution."""
+        enlarged = super().run(planes, guide)
+        first = _FirstStage(self)
+        return Enlarged(enlarged.planes, {"intermediate": first.run(planes).planes})
+
+
+class _FirstStage(TorchEngine):
+    """The smaller result alone."""
+
+    def __init__(self, both: TwoStages) -> None:
+        traits = replace(both.traits, scale=both.traits.scale // 2)
+        super().__init__(both.net, traits, device=both.device, tile=both.tile)
+        self._dtype = both._dtype
+
+    def _run_whole(self, planes: Planes, guide: Planes | None = None) -> Planes:
+        with torch.inference_mode():
+            result: Planes = self.net.stages(self._tensor(planes))[0].to("cpu", torch.float32).numpy()
+        return result
+
+
+class EnlargedFirst(TorchEngine):
+    """The ultrasound CycleGAN's generator, which works on an image that has been enlarged by bicubic."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        traits: Traits,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        tile: int | None = None,
+    ) -> None:
+        super().__init__(net, replace(traits, scale=1), device=device, precision=precision, tile=tile)
+        self.factor = traits.scale
+
+    def size_of(self, rows: int, columns: int) -> Size:
+        """Rows and columns times the factor."""
+        return rows * self.factor, columns * self.factor
+
+    def run(self, planes: Planes, guide: Planes | None = None) -> Enlarged:
+        """Bicubic to the size of the result, then the network."""
+        return super().run(antialiased_resize(planes, self.size_of(planes.shape[-2], planes.shape[-1])))
+
+
+def padded_to(planes: Planes, rows: int, columns: int) -> Planes:
+    """At least so many rows and columns: what is missing at the bottom and right repeats the edge."""
+    missing = [(0, 0)] * (planes.ndim - 2) + [
+        (0, max(rows - planes.shape[-2], 0)),
+        (0, max(columns - planes.shape[-1], 0)),
+    ]
+    return np.pad(planes, missing, mode="edge") if any(after for _, after in missing) else planes

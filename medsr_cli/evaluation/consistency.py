@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsr_cli.errors import QualityGateFailed
-from medsr_cli.volume.resample import shrink
+from medsr_cli.volume.degradation import CUBIC, Degradation
 
 MEAN_SHIFT_LIMIT = 0.1
 """A slice whose mean moves by more than this share of the volume's range fails the run."""
@@ -28,6 +28,7 @@ Plane = NDArray[np.floating]
 class Consistency:
     """Running comparison of the shrunken output with the input, in units of the volume's range."""
 
+    degradation: Degradation = CUBIC
     pixels: int = 0
     absolute: float = 0.0
     squared: float = 0.0
@@ -43,7 +44,7 @@ class Consistency:
         """
         self._refuse_broken(given, result, slice_number)
         size = (given.shape[-2], given.shape[-1])
-        again = shrink(result.astype(np.float64, copy=False), size)
+        again = self.degradation.down(result.astype(np.float64, copy=False), size)
         difference = np.abs(again - given)
         shift = abs(float(again.mean() - given.mean()))
         if shift > MEAN_SHIFT_LIMIT:

@@ -47,14 +47,14 @@ def run_demo(output: Path, progress: Progress, *, overwrite: bool = False, threa
     path = Path(str(resources.files("medsr_cli").joinpath("checkpoints", IMAGE)))
     reader = formats.open_image(path, ReadOptions())
     intensity = measure(reader.slices(), None)
-    model = load_model(ModelRequest("rdst", SCALE, threads=threads), "mr", progress)
+    model = load_model(ModelRequest("rdst", threads=threads), (SCALE, SCALE), "mr", progress)
     rows, ours, cubics = [], [], []
     for number, pixels in enumerate(reader.slices(), start=1):
         high = intensity.normalise(pixels)[0]
         high = high[: high.shape[0] // SCALE * SCALE, : high.shape[1] // SCALE * SCALE]
         low = shrink(high, (high.shape[0] // SCALE, high.shape[1] // SCALE))
         cubic = resize(low, (high.shape[0], high.shape[1]))
-        enlarged = model.engine.run(low[None, None].astype(np.float64))[0, 0]
+        enlarged = model.engine.run(low[None, None].astype(np.float64)).planes[0, 0]
         ours.append(psnr(enlarged, high, SCALE))
         cubics.append(psnr(cubic, high, SCALE))
         rows.append([image[::-1] for image in (cubic, enlarged, high)])

@@ -1,29 +1,32 @@
-"""One image through an engine: measured once, then streamed slice by slice.
+"""Images through an engine: measured once, then streamed slice by slice.
 
-Nothing here knows formats or networks: slices come from a reader, planes go to an engine, results to a
-writer, and at most a few batches are in memory.
+Nothing here knows formats or networks: slices come from readers, planes go to an engine, results to writers,
+and at most a few batches are in memory. Most runs have one image; registered images that a network takes
+together go through side by side, each with its own range, result and writers.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr_cli.engines.engine import Engine
+from medsr_cli.engines.engine import Engine, Enlarged
 from medsr_cli.engines.pipeline import Behind, prefetched
 from medsr_cli.evaluation.consistency import Consistency
 from medsr_cli.formats.contract import Reader, Writer
 from medsr_cli.tasks.progress import Progress
+from medsr_cli.volume.degradation import CUBIC, Degradation
 from medsr_cli.volume.intensity import IntensityRange, store
 from medsr_cli.volume.resample import resize
 from medsr_cli.volume.volume import Volume
 
 Pixels = NDArray[Any]
+Unit = NDArray[np.floating]
 
 QUEUE_SLICES = 4
 """Slices decoded ahead and written behind; more only cost memory."""
@@ -31,6 +34,17 @@ QUEUE_SLICES = 4
 
 LONGEST_BATCH = 8
 """Slices of a batch, however little the engine has to do with them."""
+
+SPREAD = "spread"
+"""The extra of an ensemble that is a deviation, not an image."""
+
+
+class GuideSlices(Protocol):
+    """A second image on the grid of the result."""
+
+    def slices(self) -> Iterator[Unit]:
+        """(rows', columns') in [0, 1] for every slice of the result."""
+        ...
 
 
 @dataclass
@@ -44,12 +58,40 @@ class Measured:
     shown: list[tuple[int, Pixels, Pixels]] = field(default_factory=list)
     """Slices kept for the preview: number, input and result (channels, rows, columns)."""
     engine_seconds: float = 0.0
+    spread: tuple[float, float] | None = None
+    """Mean and largest deviation of an ensemble, in the image's units."""
 
 
 @dataclass
-class _Slice:
-    """A slice on its way: what the engine gets, and what must be put back afterwards."""
+class Stream:
+    """One image on its way: where it comes from, what it becomes, and where that goes."""
 
+    reader: Reader
+    result: Volume
+    intensity: IntensityRange
+    writer: Writer
+    degradation: Degradation = CUBIC
+    """What the network undoes; the result is shrunken by it again and compared with the input."""
+    extras: Mapping[str, tuple[Volume, Writer]] = field(default_factory=dict)
+    """Name of an engine's extra to the grid and the writer that it goes to."""
+    measured: Measured = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.measured = Measured(self.intensity, Consistency(self.degradation))
+        n = self.reader.volume.slices
+        self.to_show = {n // 4, n // 2, (3 * n) // 4}
+
+    @property
+    def volume(self) -> Volume:
+        """That of the input."""
+        return self.reader.volume
+
+
+@dataclass
+class _Part:
+    """A slice of one image: what the engine gets, and what must be put back afterwards."""
+
+    stream: Stream
     number: int
     pixels: Pixels
     unit: NDArray[np.float64] | None = None
@@ -57,60 +99,74 @@ class _Slice:
     masked: NDArray[np.bool_] | None = None
     """Pixels that are not anatomy: padding and values that are not numbers."""
 
+    @property
+    def colours(self) -> int:
+        return len(self.pixels) - self.stream.volume.alpha
+
+    def planes(self) -> NDArray[np.float64]:
+        """For the engine; a slice without contrast beside others that have some is flat."""
+        if self.unit is not None:
+            return self.unit
+        value = self.stream.intensity.normalise(self.pixels[: self.colours])
+        return np.nan_to_num(value, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+@dataclass
+class _Slice:
+    """The same slice of every image, and of the guide."""
+
+    parts: list[_Part]
+    guide: Unit | None = None
+
+    @property
+    def empty(self) -> bool:
+        return all(part.unit is None for part in self.parts)
+
 
 class Enlarger:
-    """Carries the slices of one image through an engine."""
+    """Carries the slices of one image, or of registered images, through an engine."""
 
-    def __init__(self, reader: Reader, result: Volume, engine: Engine, intensity: IntensityRange) -> None:
-        self.reader, self.result, self.engine = reader, result, engine
-        self.volume = reader.volume
-        self.intensity = intensity
-        self.measured = Measured(intensity)
-        n = self.volume.slices
-        self._to_show = {n // 4, n // 2, (3 * n) // 4}
+    def __init__(self, streams: Sequence[Stream], engine: Engine, guide: GuideSlices | None = None) -> None:
+        self.streams, self.engine, self.guide = list(streams), engine, guide
+        self.volume = self.streams[0].volume
+        self.engine_seconds = 0.0
 
-    def run(self, writer: Writer, progress: Progress) -> Measured:
-        """Stream every slice from the reader to the writer."""
+    def run(self, progress: Progress) -> None:
+        """Stream every slice from the readers to the writers."""
         done = 0
-        behind: Behind[Pixels] = Behind(writer.write, QUEUE_SLICES)
+        outlets = [_Outlet(stream) for stream in self.streams]
         try:
             with prefetched(self._prepared(), QUEUE_SLICES) as slices:
                 for batch in self._batches(slices):
-                    for finished in self._finished(batch):
-                        behind.put(finished)
+                    for item, enlarged in self._enlarged(batch):
+                        self._hand_out(item, enlarged, outlets)
                         done += 1
                     progress.slices(done, self.volume.slices)
-            behind.finish()
+            for outlet in outlets:
+                outlet.finish()
         except BaseException:
-            behind.abandon()
+            for outlet in outlets:
+                outlet.abandon()
             raise
-        self.measured.clipped += writer.clipped
-        return self.measured
+        for stream in self.streams:
+            stream.measured.engine_seconds = self.engine_seconds
+            stream.measured.clipped += stream.writer.clipped
 
     def _prepared(self) -> Iterator[_Slice]:
-        for number, pixels in enumerate(self.reader.slices()):
-            yield self._prepare(_Slice(number, pixels))
-
-    def _prepare(self, item: _Slice) -> _Slice:
-        colour = item.pixels[:-1] if self.volume.alpha else item.pixels
-        masked = np.zeros(colour.shape, np.bool_)
-        if self.volume.padding is not None:
-            masked |= colour == self.volume.padding
-        if colour.dtype.kind == "f":
-            masked |= ~np.isfinite(colour)
-        item.masked = masked if masked.any() else None
-        usable = colour if item.masked is None else colour[~masked]
-        if usable.size and usable.min() != usable.max():
-            filled = colour if item.masked is None else np.where(masked, usable.min(), colour)
-            item.unit = self.intensity.normalise(filled)
-        return item
+        guides = self.guide.slices() if self.guide else None
+        readers = [stream.reader.slices() for stream in self.streams]
+        for number, together in enumerate(zip(*readers, strict=True)):
+            parts = [
+                _prepare(_Part(stream, number, pixels)) for stream, pixels in zip(self.streams, together, strict=True)
+            ]
+            yield _Slice(parts, None if guides is None else next(guides))
 
     def _batches(self, slices: Iterator[_Slice]) -> Iterator[list[_Slice]]:
         size = self.engine.batch_of(self.volume.rows, self.volume.columns)
         batch: list[_Slice] = []
         for item in slices:
             batch.append(item)
-            planes = sum(s.unit.shape[0] for s in batch if s.unit is not None)
+            planes = sum(part.colours for s in batch if not s.empty for part in s.parts)
             # Slices without contrast cost the engine nothing, but they must not pile up in memory.
             if planes >= size or len(batch) >= max(size, LONGEST_BATCH):
                 yield batch
@@ -118,57 +174,141 @@ class Enlarger:
         if batch:
             yield batch
 
-    def _finished(self, batch: list[_Slice]) -> Iterator[Pixels]:
-        planes = [item.unit for item in batch if item.unit is not None]
-        if planes:
+    def _enlarged(self, batch: list[_Slice]) -> Iterator[tuple[_Slice, dict[str, Unit]]]:
+        """Each slice with the planes (channels, rows', columns') that the engine made of it; none if it was empty."""
+        full = [item for item in batch if not item.empty]
+        results: dict[str, Unit] = {}
+        if full:
             started = time.perf_counter()
-            # Colours go through one by one as grey planes, so that none can tint another.
-            enlarged = self.engine.run(np.concatenate(planes)[:, None])[:, 0]
-            self.measured.engine_seconds += time.perf_counter() - started
-        first = 0
+            planes = np.stack([np.concatenate([part.planes() for part in item.parts]) for item in full])
+            guides = [item.guide for item in full if item.guide is not None]
+            enlarged: Enlarged = self.engine.run(planes, np.stack(guides)[:, None] if guides else None)
+            results = {"": enlarged.planes, **enlarged.extras}
+            self.engine_seconds += time.perf_counter() - started
+        position = 0
         for item in batch:
-            if item.unit is None:
-                self.measured.constant_slices += 1
-                yield self._repeat(item)
-                continue
-            count = item.unit.shape[0]
-            yield self._finish(item, enlarged[first : first + count])
-            first += count
+            if item.empty:
+                yield item, {}
+            else:
+                yield item, {name: planes[position] for name, planes in results.items()}
+                position += 1
 
-    def _finish(self, item: _Slice, unit: NDArray[np.floating]) -> Pixels:
-        assert item.unit is not None  # noqa: S101 - only slices with contrast come here
-        self.measured.consistency.add(item.unit, unit, item.number)
-        values = self.intensity.denormalise(unit)
-        pixels, clipped = store(values, self.volume.dtype, self.volume.lowest, self.volume.highest)
-        self.measured.clipped += clipped
-        if item.masked is not None:
+    def _hand_out(self, item: _Slice, enlarged: dict[str, Unit], outlets: list[_Outlet]) -> None:
+        first = 0
+        for part, outlet in zip(item.parts, outlets, strict=True):
+            own = slice(first, first + part.colours)
+            outlet.take(part, {name: planes[own] for name, planes in enlarged.items()})
+            first += part.colours
+
+
+def _prepare(part: _Part) -> _Part:
+    volume = part.stream.volume
+    colour = part.pixels[: part.colours]
+    masked = np.zeros(colour.shape, np.bool_)
+    if volume.padding is not None:
+        masked |= colour == volume.padding
+    if colour.dtype.kind == "f":
+        masked |= ~np.isfinite(colour)
+    part.masked = masked if masked.any() else None
+    usable = colour if part.masked is None else colour[~masked]
+    if usable.size and usable.min() != usable.max():
+        filled = colour if part.masked is None else np.where(masked, usable.min(), colour)
+        part.unit = part.stream.intensity.normalise(filled)
+    return part
+
+
+class _Outlet:
+    """Turns planes of one image back into its own values and hands them to its writers, behind the engine."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream, self.measured = stream, stream.measured
+        self.main: Behind[Pixels] = Behind(stream.writer.write, QUEUE_SLICES)
+        self.others = {name: Behind(writer.write, QUEUE_SLICES) for name, (_, writer) in stream.extras.items()}
+        self._spread_sum, self._spread_pixels = 0.0, 0
+
+    def take(self, part: _Part, enlarged: dict[str, Unit]) -> None:
+        """Finish one slice; without planes it is repeated pixel by pixel, exactly."""
+        if part.unit is None or not enlarged:
+            self.measured.constant_slices += 1
+            pixels = np.ascontiguousarray(_repeated(part.pixels, self.stream.result))
+        else:
+            self.measured.consistency.add(part.unit, enlarged[""], part.number)
+            pixels = self._finish(part, enlarged[""], self.stream.result)
+        if part.number in self.stream.to_show:
+            self.measured.shown.append((part.number, part.pixels, pixels))
+        self.main.put(pixels)
+        for name, outlet in self.others.items():
+            outlet.put(self._extra(name, part, enlarged.get(name)))
+
+    def _finish(self, part: _Part, unit: Unit, result: Volume) -> Pixels:
+        volume = self.stream.volume
+        values = self.stream.intensity.denormalise(unit)
+        pixels, clipped = store(values, volume.dtype, volume.lowest, volume.highest)
+        if result is self.stream.result:
+            self.measured.clipped += clipped
+        if part.masked is not None:
             # Padding and NaN stand where they stood, as they were: a network has no say in them.
-            pixels = np.where(self._repeated(item.masked), self._repeated(item.pixels[: len(pixels)]), pixels)
-        pixels = self._with_alpha(item, pixels)
-        self._show(item, pixels)
-        return pixels
-
-    def _repeat(self, item: _Slice) -> Pixels:
-        """A slice without contrast: every pixel repeated, exactly."""
-        pixels = np.ascontiguousarray(self._repeated(item.pixels))
-        self._show(item, pixels)
-        return pixels
-
-    def _repeated(self, planes: Pixels) -> Pixels:
-        rows = nearest_indices(self.volume.rows, self.result.rows)
-        columns = nearest_indices(self.volume.columns, self.result.columns)
-        return planes[:, rows][:, :, columns]
-
-    def _show(self, item: _Slice, pixels: Pixels) -> None:
-        if item.number in self._to_show:
-            self.measured.shown.append((item.number, item.pixels, pixels))
-
-    def _with_alpha(self, item: _Slice, pixels: Pixels) -> Pixels:
-        if not self.volume.alpha:
+            pixels = np.where(_repeated(part.masked, result), _repeated(part.pixels[: len(pixels)], result), pixels)
+        if not volume.alpha:
             return pixels
-        size = (self.result.rows, self.result.columns)
-        alpha, _ = store(resize(item.pixels[-1:].astype(np.float64), size), self.volume.dtype)
+        alpha, _ = store(resize(part.pixels[-1:].astype(np.float64), (result.rows, result.columns)), volume.dtype)
         return np.concatenate((pixels, alpha))
+
+    def _extra(self, name: str, part: _Part, unit: Unit | None) -> Pixels:
+        result, _ = self.stream.extras[name]
+        if name == SPREAD:
+            return self._spread(part, unit, result)
+        if part.unit is None or unit is None:
+            return np.ascontiguousarray(_repeated(part.pixels, result))
+        return self._finish(part, unit, result)
+
+    def _spread(self, part: _Part, unit: Unit | None, result: Volume) -> Pixels:
+        """The ensemble's deviation in the image's units; nothing where there was nothing to enlarge."""
+        shape = (result.channels, result.rows, result.columns)
+        if part.unit is None or unit is None:
+            return np.zeros(shape, np.float32)
+        in_units = self.stream.intensity.width * abs(self.stream.volume.value_scale[0])
+        # Of colours the one that differs most: the map is for looking where not to trust.
+        deviation: Pixels = (unit.max(axis=0, keepdims=True) * in_units).astype(np.float32)
+        if part.masked is not None:
+            masked = _repeated(np.logical_or.reduce(part.masked, axis=0, keepdims=True), result)
+            deviation = np.where(masked, np.float32(0), deviation)
+        self._spread_sum += float(deviation.sum(dtype=np.float64))
+        self._spread_pixels += deviation.size
+        largest = max(float(deviation.max()), self.measured.spread[1] if self.measured.spread else 0.0)
+        self.measured.spread = (self._spread_sum / self._spread_pixels, largest)
+        return deviation
+
+    def finish(self) -> None:
+        """Wait until everything is written."""
+        for behind in (self.main, *self.others.values()):
+            behind.finish()
+
+    def abandon(self) -> None:
+        """Stop without waiting."""
+        for behind in (self.main, *self.others.values()):
+            behind.abandon()
+
+
+def spread_volume(result: Volume) -> Volume:
+    """What a map of deviations is: the result's grid, in float32 of the file's own units."""
+    return replace(
+        result,
+        dtype=np.dtype(np.float32),
+        channels=1,
+        alpha=False,
+        lowest=None,
+        highest=None,
+        padding=None,
+        value_scale=(1.0, 0.0),
+    )
+
+
+def _repeated(planes: Pixels, result: Volume) -> Pixels:
+    """Every pixel of (channels, rows, columns) repeated on the result's grid."""
+    rows = nearest_indices(planes.shape[-2], result.rows)
+    columns = nearest_indices(planes.shape[-1], result.columns)
+    return planes[:, rows][:, :, columns]
 
 
 def nearest_indices(n: int, n_new: int) -> NDArray[np.int64]:

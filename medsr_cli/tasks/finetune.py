@@ -171,7 +171,7 @@ def _refuse_contradictions(request: FinetuneRequest) -> None:
         msg = "Both --resume and --overwrite were given."
         raise ArgumentsError(msg, "--resume goes on with a run, --overwrite starts it anew.")
     arch, _ = catalogue.find(request.model)
-    if arch.id != "rdst":
+    if not arch.trainable:
         msg = f"{request.model} cannot be trained here."
         raise ArgumentsError(msg, "Give -m rdst or -m rdst-e.")
     if request.scale not in arch.scales:

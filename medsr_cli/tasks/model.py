@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from medsr_cli.engines.engine import Engine, Interpolation
+from medsr_cli.engines.wrapped import BackProjected, Colours, Ensemble, Fitted, Realigned
 from medsr_cli.errors import ArgumentsError, WeightsError
 from medsr_cli.networks import catalogue
+from medsr_cli.tasks.magnification import Factors, in_words
 from medsr_cli.tasks.progress import Progress
+from medsr_cli.volume.degradation import Degradation, degradation_named
 from medsr_cli.volume.resample import Kernel
 from medsr_cli.weights.manifest import Entry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+STEPS_OF_FIT = range(2, 9)
+"""Whole scales that `--fit` tries, from the next larger one up."""
 
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """Which network, and where it is to run."""
+    """Which network, and how it is to run."""
 
     model: str = "rdst"
-    scale: float = 4
     weights: str | None = None
     """A checkpoint's id, a path, or None for the manifest's choice."""
     modality: str | None = None
@@ -29,6 +38,12 @@ class ModelRequest:
     threads: int | None = None
     offline: bool = False
     allow_unpinned: bool = False
+    fit: bool = False
+    """Reach scales without a checkpoint by the next larger one, shrunken to size."""
+    ensemble: bool = False
+    """Average eight orientations."""
+    back_projection: int = 0
+    """Corrections of the result by its own difference from the input."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +54,12 @@ class Card:
     spacing_mm: tuple[float, float] | None = None
     """Smallest and largest pixel of the low-resolution images."""
     degradation: str | None = None
+    notes: str = ""
 
     @classmethod
     def of_entry(cls, entry: Entry) -> Card:
         """That of an entry of the manifest."""
-        return cls(entry.modality, entry.spacing_mm, entry.degradation)
+        return cls(entry.modality, entry.spacing_mm, entry.degradation, entry.notes)
 
     @classmethod
     def of_file(cls, path: Path) -> Card:
@@ -56,7 +72,7 @@ class Card:
             spacing_mm = (low, high)
         except (TypeError, ValueError):
             spacing_mm = None
-        return cls(metadata.get("modality"), spacing_mm, metadata.get("degradation"))
+        return cls(metadata.get("modality"), spacing_mm, metadata.get("degradation"), metadata.get("notes", ""))
 
 
 @dataclass(frozen=True)
@@ -65,10 +81,13 @@ class Model:
 
     method: str
     engine: Engine
-    scale: float
+    arch: catalogue.Arch
+    scale: Factors
     checkpoint_id: str | None = None
     checkpoint_sha256: str | None = None
     card: Card = field(default_factory=Card)
+    facts: dict[str, Any] = field(default_factory=dict)
+    """For the report, beside what every model has: an ensemble, a training on the image, a scale fitted."""
 
     @property
     def degradation(self) -> str | None:
@@ -90,14 +109,17 @@ class Model:
                     f"The checkpoint {self.checkpoint_id} was trained for pixels of {low:.3g} to {high:.3g} mm; "
                     f"these are {spacing_mm[0]:.3g} x {spacing_mm[1]:.3g} mm."
                 )
+        if self.arch.warning:
+            found.append(self.arch.warning)
         return found
 
 
-def load_model(request: ModelRequest, modality: str | None, progress: Progress) -> Model:
+def load_model(request: ModelRequest, scale: Factors, modality: str | None, progress: Progress) -> Model:
     """The engine for a request.
 
     Args:
         request: what was asked for.
+        scale: enlargement along rows and columns.
         modality: that of the image, if known; it chooses among checkpoints of one method.
         progress: is told which checkpoint was taken.
 
@@ -106,78 +128,167 @@ def load_model(request: ModelRequest, modality: str | None, progress: Progress) 
         WeightsError: the checkpoint is missing or fails its checksum.
         DeviceUnavailable: the device is not there.
     """
-    arch, variant = _method(request)
+    arch = _method(request)
     if arch is not None and arch.kind == "baseline":
-        return _baseline(arch, request)
-    if request.weights is not None and _is_path(request.weights):
-        return _from_file(request, Path(request.weights), arch)
-    name = request.weights or variant or (arch.id if arch else request.model)
-    return _from_manifest(request, name, modality or request.modality, progress)
+        model = _baseline(arch, request, scale)
+    elif arch is not None and arch.kind != "network":
+        msg = f"{arch.id} does not enlarge images."
+        raise ArgumentsError(msg, "See medsr models for the methods that do.")
+    elif request.weights is not None and _is_path(request.weights):
+        model = _from_file(request, Path(request.weights), arch, scale)
+    else:
+        model = _from_manifest(request, scale, modality or request.modality, progress)
+    return finished(model, request)
 
 
-def _method(request: ModelRequest) -> tuple[catalogue.Arch | None, str | None]:
+def finished(model: Model, request: ModelRequest) -> Model:
+    """The model with what a request puts around its engine."""
+    engine: Engine = Colours(model.engine)
+    facts = dict(model.facts)
+    if request.ensemble:
+        engine = Ensemble(engine)
+        facts["ensemble"] = "mean of eight orientations"
+    if request.back_projection:
+        engine = BackProjected(engine, degradation_of(model), request.back_projection)
+        facts["back_projection"] = request.back_projection
+    return replace(model, engine=engine, facts=facts)
+
+
+def degradation_of(model: Model) -> Degradation:
+    """What the model's checkpoint undoes; that of the method where the checkpoint does not say."""
+    return degradation_named(model.degradation or model.arch.degradation)
+
+
+def _method(request: ModelRequest) -> catalogue.Arch | None:
     try:
-        return catalogue.find(request.model)
+        return catalogue.find(request.model)[0]
     except ArgumentsError:
         # `-m` also takes the id of a checkpoint; the manifest says what there is if it is neither.
         if request.weights is not None:
             raise
-        return None, None
+        return None
 
 
 def _is_path(name: str) -> bool:
     return Path(name).suffix in (".safetensors", ".pt", ".pth", ".tar") or Path(name).exists()
 
 
-def _baseline(arch: catalogue.Arch, request: ModelRequest) -> Model:
+def _baseline(arch: catalogue.Arch, request: ModelRequest, scale: Factors) -> Model:
     if request.weights is not None:
         msg = f"{arch.id} has no weights."
         raise ArgumentsError(msg, "Leave out --weights.")
-    if not 1 < request.scale <= max(arch.scales):
-        msg = f"{arch.id} does not enlarge by {request.scale:g}."
+    if not 1 < max(scale) <= max(arch.scales):
+        msg = f"{arch.id} does not enlarge by {in_words(scale)}."
         raise ArgumentsError(msg, f"Give a scale above 1 and up to {max(arch.scales)}.")
     kernel: Kernel = "lanczos" if arch.id == "lanczos" else "cubic"
-    return Model(arch.id, Interpolation(kernel, request.scale), request.scale)
+    return Model(arch.id, Interpolation(kernel, scale), arch, scale)
 
 
-def _from_manifest(request: ModelRequest, name: str, modality: str | None, progress: Progress) -> Model:
+def _from_manifest(request: ModelRequest, scale: Factors, modality: str | None, progress: Progress) -> Model:
+    from medsr_cli.tasks.weights import open_shelf
+
+    shelf = open_shelf()
+    name = request.weights or request.model
+    entry, own_scale = _select(request, name, scale, modality)
+    path = shelf.store.verified_path(entry, request.allow_unpinned)
+    progress.say(f"Using {entry.id}.")
+    model = _load(request, path, entry.variant or entry.method, entry.id, Card.of_entry(entry), own_scale)
+    return _fitted(model, scale) if own_scale != scale else model
+
+
+def _select(request: ModelRequest, name: str, scale: Factors, modality: str | None) -> tuple[Entry, Factors]:
+    """The checkpoint to use, and the scale that it is used at, which with `--fit` may be a larger one."""
     from medsr_cli.tasks.weights import open_shelf
     from medsr_cli.weights.manifest import select
 
     shelf = open_shelf()
-    entry = select(shelf.manifest, name, request.scale, modality, shelf.store.present)
-    path = shelf.store.verified_path(entry, request.allow_unpinned)
-    progress.say(f"Using {entry.id}.")
-    return _load(request, path, entry.variant or entry.method, entry.id, Card.of_entry(entry))
+    try:
+        return select(shelf.manifest, name, scale, modality, shelf.store.present), scale
+    except ArgumentsError:
+        if not request.fit:
+            raise
+        for larger in STEPS_OF_FIT:
+            if larger >= max(scale):
+                try:
+                    entry = select(shelf.manifest, name, float(larger), modality, shelf.store.present)
+                except ArgumentsError:
+                    continue
+                return entry, (float(larger), float(larger))
+        raise
 
 
-def _from_file(request: ModelRequest, path: Path, arch: catalogue.Arch | None) -> Model:
+def _fitted(model: Model, scale: Factors) -> Model:
+    """The model at a scale that it does not have itself."""
+    facts = {**model.facts, "fitted": f"enlarged by {in_words(model.scale)}, then shrunken to {in_words(scale)}"}
+    return replace(model, engine=Fitted(model.engine, scale), scale=scale, facts=facts)
+
+
+def _from_file(request: ModelRequest, path: Path, arch: catalogue.Arch | None, scale: Factors) -> Model:
     if not path.is_file():
         msg = f"There is no checkpoint {path}."
         raise WeightsError(msg, "Check the path given with --weights.")
     if path.suffix != ".safetensors":
         msg = f"{path.name} is not a safetensors file."
-        raise WeightsError(msg, f"Convert it first: medsr weights import {path.name} -m rdst -o OUT.safetensors.")
-    return _load(request, path, arch.id if arch else "", path.name, Card.of_file(path))
+        method = arch.id if arch else "METHOD"
+        raise WeightsError(msg, f"Convert it first: medsr weights import {path.name} -m {method} -o OUT.safetensors.")
+    return _load(request, path, "", path.name, Card.of_file(path), scale, arch)
 
 
-def _load(request: ModelRequest, path: Path, method: str, checkpoint_id: str, card: Card) -> Model:
+def _load(
+    request: ModelRequest,
+    path: Path,
+    method: str,
+    checkpoint_id: str,
+    card: Card,
+    scale: Factors,
+    wanted: catalogue.Arch | None = None,
+) -> Model:
     import torch
 
-    from medsr_cli.engines.torch_engine import TorchEngine
+    from medsr_cli.engines.build import engine_for
     from medsr_cli.networks import load_network
+    from medsr_cli.networks.checkpoint import entry_of
     from medsr_cli.provenance.record import sha256_of
 
     if request.threads:
         torch.set_num_threads(request.threads)
     net = load_network(path)
-    config = getattr(net, "config", None)
-    scale, channels = int(getattr(config, "scale", 0)), int(getattr(config, "in_channels", 1))
-    if scale != request.scale:
-        msg = f"{checkpoint_id} enlarges by {scale}, not by {request.scale:g}."
-        raise ArgumentsError(msg, f"Use --scale {scale}, or other weights.")
-    if channels != 1:
-        msg = f"{checkpoint_id} needs {channels} registered channels; this command has one."
-        raise ArgumentsError(msg, "Use a checkpoint of one channel.")
-    engine = TorchEngine(net, scale, channels, device=request.device, precision=request.precision, tile=request.tile)
-    return Model(method, engine, scale, checkpoint_id, sha256_of(path), card)
+    arch = entry_of(net)
+    _refuse_other_method(arch, wanted, checkpoint_id)
+    own_scale = _scale_of(net, arch, scale)
+    if own_scale != scale and not request.fit:
+        msg = f"{checkpoint_id} enlarges by {in_words(own_scale)}, not by {in_words(scale)}."
+        raise ArgumentsError(msg, f"Use --scale {own_scale[0]:g}, other weights, or --fit.")
+    if max(own_scale) < max(scale):
+        msg = f"{checkpoint_id} enlarges by {in_words(own_scale)} at most, not by {in_words(scale)}."
+        raise ArgumentsError(msg, "--fit shrinks the result of a larger scale; use weights of one.")
+    engine = engine_for(net, arch, own_scale, device=request.device, precision=request.precision, tile=request.tile)
+    if degradation_named(card.degradation or arch.degradation).first_centres:
+        engine = Realigned(engine)
+    model = Model(method or variant_of(arch, net), engine, arch, own_scale, checkpoint_id, sha256_of(path), card)
+    return _fitted(model, scale) if own_scale != scale else model
+
+
+def _scale_of(net: nn.Module, arch: catalogue.Arch, scale: Factors) -> Factors:
+    """The enlargement of a network: its own, or for networks of any scale the one that is asked for."""
+    if arch.scale_range is not None:
+        return scale
+    config: Any = net.config
+    own = float(getattr(config, "scale", max(arch.scales)))
+    return own, own
+
+
+def _refuse_other_method(arch: catalogue.Arch, wanted: catalogue.Arch | None, checkpoint_id: str) -> None:
+    if wanted is not None and arch not in catalogue.named(wanted.id):
+        msg = f"{checkpoint_id} is a checkpoint of {arch.id}, not of {wanted.id}."
+        raise WeightsError(msg, f"Run it with -m {arch.id}.")
+    if arch.kind != "network":
+        msg = f"{checkpoint_id} is a checkpoint of {arch.id}, which does not enlarge images."
+        raise WeightsError(msg, "Use a checkpoint of a method that medsr models lists with scales.")
+
+
+def variant_of(arch: catalogue.Arch, net: nn.Module) -> str:
+    """The variant's name, or that of the method for a size that has none."""
+    from medsr_cli.networks.checkpoint import config_of
+
+    return arch.variant_of(config_of(net)) or arch.id

@@ -16,6 +16,10 @@ class Progress(Protocol):
         """So many of its slices are done."""
         ...
 
+    def training(self, done: int, limit: int, loss: float, left_s: float | None) -> None:
+        """A network that learns from the image has done so many of at most `limit` iterations."""
+        ...
+
     def say(self, sentence: str) -> None:
         """A remark, such as which checkpoint was taken."""
         ...
@@ -32,6 +36,9 @@ class Silent:
         """Ignored."""
 
     def slices(self, done: int, total: int) -> None:
+        """Ignored."""
+
+    def training(self, done: int, limit: int, loss: float, left_s: float | None) -> None:
         """Ignored."""
 
     def say(self, sentence: str) -> None:

@@ -36,7 +36,7 @@ class RunIdentity:
     """SHA-256 of the packed file's header, which lists every image and its SHA-256."""
     validation: list[str]
     """Subjects to validate on."""
-    config: dict[str, int | float | bool]
+    config: dict[str, int | float | bool | str]
 
 
 class WorkFolder:

@@ -6,17 +6,16 @@ import json
 import re
 
 import pytest
-import torch
 
-from medsr_cli.networks.rdst import Rdst, RdstConfig
-from medsr_cli.tasks.models import SIZES
+from medsr_cli.networks.catalogue import CATALOGUE
+from medsr_cli.networks.cost import cost_of
 from tests.makers import save_nifti
 
 
 def test_models_lists_every_method_and_what_is_here(medsr):
     ended = medsr("models", "--json")
     methods = [json.loads(line) for line in ended.out.splitlines()]
-    assert [m["id"] for m in methods] == ["rdst", "bicubic", "lanczos"]
+    assert [m["id"] for m in methods] == [arch.id for arch in CATALOGUE]
     bundled = [c for c in methods[0]["checkpoints"] if c["state"] == "bundled"]
     assert bundled, "a checkpoint travels inside the package"
     for checkpoint in bundled:
@@ -32,11 +31,42 @@ def test_models_of_one_method_tells_paper_and_licences(medsr):
     assert medsr("models", "nonsense").code == 2
 
 
-@pytest.mark.parametrize(("variant", "blocks"), [("rdst", 8), ("rdst-e", 4)])
-def test_stated_sizes_are_those_of_the_networks(variant, blocks):
-    with torch.device("meta"):
-        count = sum(p.numel() for p in Rdst(RdstConfig(n_rdstb=blocks)).parameters())
-    assert SIZES[variant].startswith(f"{count:,}")
+NETWORKS = [arch for arch in CATALOGUE if arch.kind == "network"]
+
+
+@pytest.mark.parametrize("arch", NETWORKS, ids=lambda arch: arch.id)
+def test_every_method_tells_what_it_is_and_what_can_be_shown(medsr, arch):
+    ended = medsr("models", arch.id)
+    assert ended.code == 0, ended.err
+    assert arch.paper.split(",")[0] in ended.out
+    for told in ("what it computes", "claim:", "of the authors:", "parameters", "tiles:", "scales:"):
+        assert told in ended.out, told
+    if arch.id in ("uscyclegan", "cohft"):
+        assert "licence" in arch.authors
+        assert "not stated" in arch.authors or "no licence" in arch.authors
+
+
+@pytest.mark.parametrize("arch", NETWORKS, ids=lambda arch: arch.id)
+def test_stated_sizes_are_those_of_the_networks(arch):
+    """Counted on networks without memory, at x4, on a small slice."""
+    for variant in arch.variants:
+        cost = cost_of(arch, variant, 4, 60, 60)
+        assert cost.parameters == arch.parameters[variant]
+        assert cost.macs > 0
+
+
+def test_costs_are_counted_when_asked_for(medsr):
+    facts = json.loads(medsr("models", "rdst-e", "--size", "64x64", "--json").out)
+    row = next(row for row in facts["cost"] if (row["variant"], row["scale"]) == ("rdst-e", 4))
+    assert row["parameters"] == 2_379_245
+    assert row["gflops"] == pytest.approx(2 * row["gmacs"])
+    assert medsr("models", "rdst", "--size", "64").code == 2
+    assert "GFLOPs" in medsr("models", "rdst", "--size", "64x64").out
+
+
+def test_a_family_is_told_together(medsr):
+    told = [json.loads(line)["id"] for line in medsr("models", "cohft", "--json").out.splitlines()]
+    assert told == ["cohft", "cohft-released"]
 
 
 def test_inspect_tells_geometry_and_what_can_be_done(medsr, tmp_path):

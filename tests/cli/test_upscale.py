@@ -311,7 +311,7 @@ def slow_run(scan: Path) -> subprocess.Popen[bytes]:
         "import sys, time\n"
         "from medsr_cli.engines.engine import Interpolation\n"
         "run = Interpolation.run\n"
-        "def slow(self, planes):\n"
+        "def slow(self, planes, guide=None):\n"
         "    print('working', file=sys.stderr, flush=True); time.sleep(0.2); return run(self, planes)\n"
         "Interpolation.run = slow\n"
         "from medsr_cli.__main__ import main\n"

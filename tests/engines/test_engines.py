@@ -27,7 +27,7 @@ def engine(request) -> Engine:
 def test_enlarges_to_the_promised_size_and_leaves_its_input_alone(engine, size):
     planes = np.random.default_rng(0).random((2, 1, *size))
     given = planes.copy()
-    result = engine.run(planes)
+    result = engine.run(planes).planes
     assert result.shape == (2, 1, 2 * size[0], 2 * size[1])
     assert np.array_equal(planes, given)
     assert np.isfinite(result).all()
@@ -35,22 +35,22 @@ def test_enlarges_to_the_promised_size_and_leaves_its_input_alone(engine, size):
 
 def test_batching_does_not_matter(engine):
     planes = np.random.default_rng(1).random((3, 1, 20, 24))
-    alone = np.concatenate([engine.run(plane[None]) for plane in planes])
-    np.testing.assert_allclose(engine.run(planes), alone, atol=1e-6)
+    alone = np.concatenate([engine.run(plane[None]).planes for plane in planes])
+    np.testing.assert_allclose(engine.run(planes).planes, alone, atol=1e-6)
 
 
 def test_the_same_twice_is_the_same(engine):
     planes = np.random.default_rng(2).random((1, 1, 24, 24))
-    assert np.array_equal(engine.run(planes), engine.run(planes))
+    assert np.array_equal(engine.run(planes).planes, engine.run(planes).planes)
 
 
 @pytest.mark.parametrize("kernel", ["cubic", "lanczos"])
 @pytest.mark.parametrize("scale", [1.5, 2, 3.7, 8])
 def test_interpolation_keeps_constants_and_lines(kernel, scale):
     engine = Interpolation(kernel, scale)
-    assert engine.run(np.full((1, 1, 9, 12), 0.3)) == pytest.approx(0.3, abs=1e-12)
+    assert engine.run(np.full((1, 1, 9, 12), 0.3)).planes == pytest.approx(0.3, abs=1e-12)
     ramp = np.broadcast_to(np.arange(40.0), (1, 1, 8, 40))
-    result = engine.run(ramp)[0, 0, 4]
+    result = engine.run(ramp).planes[0, 0, 4]
     n = result.size
     expected = (np.arange(n) + 0.5) * 40 / n - 0.5
     inner = slice(n // 4, 3 * n // 4)
@@ -59,8 +59,8 @@ def test_interpolation_keeps_constants_and_lines(kernel, scale):
 
 def test_tiled_is_close_to_whole_on_a_network():
     planes = np.random.default_rng(3).random((1, 1, 128, 96))
-    whole = TorchEngine(almost_nearest(2), 2, device="cpu").run(planes)
-    tiled = TorchEngine(almost_nearest(2), 2, device="cpu", tile=64).run(planes)
+    whole = TorchEngine(almost_nearest(2), 2, device="cpu").run(planes).planes
+    tiled = TorchEngine(almost_nearest(2), 2, device="cpu", tile=64).run(planes).planes
     assert np.abs(whole - tiled).max() < 0.02 * np.ptp(whole)
 
 

@@ -1,0 +1,88 @@
+"""What a run tells about itself: everything that somebody needs to trust, question or repeat it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medsr_cli.formats.contract import Reader
+from medsr_cli.provenance.record import IN_PLANE, NOTICE, sha256_of, software
+from medsr_cli.tasks.enlarge import Measured
+from medsr_cli.tasks.model import Model
+from medsr_cli.volume.intensity import IntensityRange
+from medsr_cli.volume.volume import Volume
+
+if TYPE_CHECKING:
+    from medsr_cli.tasks.job import Item
+
+
+def remarks(intensity: IntensityRange) -> list[str]:
+    """What is odd about the values of an image."""
+    found = []
+    if intensity.width == 0:
+        found.append("The image is constant; it was enlarged without the network.")
+    if intensity.not_finite:
+        found.append(f"{intensity.not_finite} voxels are not numbers; they stay so, at their places.")
+    return found
+
+
+def report_of(
+    item: Item, reader: Reader, result: Volume, model: Model, measured: Measured, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything about one result; `facts` is what the run knows beside: region, guide."""
+    intensity = measured.intensity
+    return {
+        "notice": NOTICE,
+        "limits": IN_PLANE,
+        "software": software(),
+        "model": {
+            "method": model.method,
+            "scale": model.scale[0] if model.scale[0] == model.scale[1] else list(model.scale),
+            "checkpoint": model.checkpoint_id,
+            "sha256": model.checkpoint_sha256,
+            "engine": model.engine.name,
+            "device": model.engine.device,
+            "precision": model.engine.precision,
+            **model.facts,
+        },
+        "input": {"name": item.source.name, "sha256": sha256_of(item.source), **geometry(reader.volume)},
+        "output": {
+            "name": item.output.name if item.output else None,
+            "sha256": sha256_of(item.output) if item.output else None,
+            "beside": [path.name for path in item.more_outputs],
+            **geometry(result),
+        },
+        "intensity": {
+            "minimum": intensity.minimum,
+            "maximum": intensity.maximum,
+            "not_finite": intensity.not_finite,
+            "padded": intensity.padded,
+            "clipped": measured.clipped,
+            "constant_slices": measured.constant_slices,
+        },
+        "consistency": {
+            "degradation": measured.consistency.degradation.name,
+            **measured.consistency.report(intensity.width),
+        },
+        **({"spread": {"mean": measured.spread[0], "largest": measured.spread[1]}} if measured.spread else {}),
+        **facts,
+        "warnings": item.warnings,
+    }
+
+
+def geometry(volume: Volume) -> dict[str, Any]:
+    """Size, spacing and place of a volume, for the report."""
+    return {
+        "format": volume.format,
+        "shape": list(volume.array_shape),
+        "slices": volume.slices,
+        "rows": volume.rows,
+        "columns": volume.columns,
+        "channels": volume.channels,
+        "dtype": str(volume.dtype),
+        "slice_axis": volume.slice_axis,
+        "spacing_mm": volume.spacing_mm,
+        "slice_spacing_mm": volume.slice_spacing_mm,
+        "affine": None if volume.affine is None else np.asarray(volume.affine).tolist(),
+    }

@@ -1,0 +1,208 @@
+"""A network that learns from the image it is to enlarge: the ultrasound CycleGAN, trained before it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from medsr_cli.engines.engine import Engine
+from medsr_cli.engines.wrapped import BackProjected, Colours, Ensemble
+from medsr_cli.errors import ArgumentsError, InputRefused, WeightsError
+from medsr_cli.formats.contract import Reader
+from medsr_cli.networks.catalogue import USCYCLEGAN
+from medsr_cli.tasks.magnification import Factors, in_words
+from medsr_cli.tasks.model import Card, Model, ModelRequest
+from medsr_cli.tasks.progress import Progress
+from medsr_cli.volume.degradation import BICUBIC_ANTIALIASED
+from medsr_cli.volume.intensity import IntensityRange, measure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+MOST_SLICES = 32
+"""Slices that are held in memory to learn from; of longer stacks every so many."""
+BACK_PROJECTIONS = 10
+"""Corrections of each orientation, and again of their median (Liu et al., section 3.4)."""
+PERCEPTUAL_NETWORK = "vgg19"
+
+
+Preset = Literal["released", "paper"]
+PRESET_NAMES: tuple[Preset, ...] = ("released", "paper")
+
+
+@dataclass(frozen=True)
+class SelfTraining:
+    """How the network learns from the image."""
+
+    preset: Preset = "released"
+    perceptual: bool = True
+    """Whether the loss has its perceptual term, which needs VGG-19."""
+    max_minutes: float | None = None
+    seed: int = 0
+
+
+def train_on(
+    reader: Reader, scale: Factors, request: ModelRequest, how: SelfTraining, target: Path, progress: Progress
+) -> Model:
+    """Train on the image of `reader`, and make the engine that enlarges it.
+
+    Args:
+        reader: the image.
+        scale: enlargement along rows and columns, which must be equal and 2, 3 or 4.
+        request: device, threads and how the result is to be used.
+        how: preset, seed, time.
+        target: the result; an unfinished training is kept beside it and taken up by the next run.
+        progress: is told loss and time left.
+
+    Raises:
+        ArgumentsError: a scale that the method does not have.
+        InputRefused: an image too small, or without contrast.
+        WeightsError: VGG-19 is not on this machine.
+    """
+    import torch
+
+    from medsr_cli.engines.torch_engine import EnlargedFirst, Traits, find_device
+    from medsr_cli.training.self_supervised import PRESETS, train_on_image
+
+    factor = _factor(scale)
+    device = find_device(request.device)
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    perceptual = _perceptual(str(device)) if how.perceptual else None
+    state_path = unfinished_training(target)
+    images = slices_to_learn_from(reader)
+    progress.say(
+        f"Training on the image itself (preset {how.preset}, seed {how.seed}"
+        f"{'' if perceptual else ', without the perceptual term'})."
+    )
+    trained = train_on_image(
+        images,
+        factor,
+        PRESETS[how.preset],
+        seed=how.seed,
+        device=device,
+        perceptual=perceptual,
+        max_seconds=None if how.max_minutes is None else how.max_minutes * 60,
+        state_path=state_path,
+        progress=_teller(progress),
+    )
+    traits = Traits.of(USCYCLEGAN, trained.network)
+    inner = EnlargedFirst(trained.network, traits, device=str(device), precision=request.precision, tile=request.tile)
+    engine = paper_inference(Colours(inner))
+    facts = {
+        "trained_on_the_image": {
+            "preset": how.preset,
+            "seed": how.seed,
+            "perceptual_term": how.perceptual,
+            "iterations": trained.iterations,
+            "stopped_by": trained.stop_reason,
+            "slices": len(images),
+        },
+        "ensemble": "median of eight orientations",
+        "back_projection": [BACK_PROJECTIONS, BACK_PROJECTIONS],
+    }
+    card = Card(degradation=USCYCLEGAN.degradation)
+    return Model(USCYCLEGAN.id, engine, USCYCLEGAN, scale, card=card, facts=facts)
+
+
+def paper_inference(inner: Engine) -> Engine:
+    """The paper's inference: eight orientations, each back-projected, their median, back-projected again.
+
+    Liu et al., section 3.4, as released: 10 corrections and clipping each time.
+    """
+    each = BackProjected(inner, BICUBIC_ANTIALIASED, BACK_PROJECTIONS, clip=True)
+    return BackProjected(Ensemble(each, "median"), BICUBIC_ANTIALIASED, BACK_PROJECTIONS, clip=True)
+
+
+def unfinished_training(target: Path) -> Path:
+    """Where the state of a training is kept until the result is whole."""
+    return target.with_name(target.name + ".training")
+
+
+def _factor(scale: Factors) -> int:
+    if scale[0] != scale[1] or scale[0] not in USCYCLEGAN.scales:
+        msg = f"{USCYCLEGAN.id} does not enlarge by {in_words(scale)}."
+        raise ArgumentsError(msg, f"It is for {', '.join(map(str, USCYCLEGAN.scales))}.")
+    return int(scale[0])
+
+
+def slices_to_learn_from(reader: Reader) -> list[np.ndarray]:
+    """Slices (3, rows, columns) in [0, 1], float32; of long stacks evenly spread ones.
+
+    Raises:
+        InputRefused: an image without contrast.
+    """
+    volume = reader.volume
+    intensity = measure(reader.slices(), volume.padding, volume.alpha)
+    if intensity.width == 0:
+        msg = f"{reader.path.name} is constant: there is nothing to learn from it."
+        raise InputRefused(msg, "Use another image.")
+    if volume.dtype == np.uint8:
+        intensity = IntensityRange(0.0, 255.0)
+    step = -(-volume.slices // MOST_SLICES)
+    chosen = []
+    for number, pixels in enumerate(reader.slices()):
+        colour = pixels[: len(pixels) - volume.alpha]
+        if number % step == 0 and colour.min() != colour.max():
+            unit = np.clip(np.nan_to_num(intensity.normalise(colour)), 0, 1).astype(np.float32)
+            chosen.append(np.repeat(unit, 3, axis=0) if len(unit) == 1 else unit)
+    return chosen
+
+
+def _perceptual(device: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The perceptual term, from VGG-19 in the store.
+
+    Raises:
+        WeightsError: it is not there.
+    """
+    from medsr_cli.networks import load_network
+    from medsr_cli.networks.perceptual import cyclegan_loss
+    from medsr_cli.tasks.weights import open_shelf
+
+    shelf = open_shelf()
+    entries = [entry for entry in shelf.manifest.entries if entry.method == PERCEPTUAL_NETWORK]
+    present = [entry for entry in entries if shelf.store.present(entry)]
+    if not present:
+        known = entries[0].id if entries else PERCEPTUAL_NETWORK
+        msg = "The perceptual term of the loss needs VGG-19, which is not on this machine."
+        raise WeightsError(msg, f"Run: medsr weights pull {known}, or train without it: --without perceptual.")
+    network = load_network(shelf.store.verified_path(present[0], allow_unpinned=True))
+    return cyclegan_loss(network.to(device))
+
+
+def _teller(progress: Progress) -> Callable[[int, int, float, float | None, float | None], None]:
+    def tell(iteration: int, limit: int, loss: float, error: float | None, eta_s: float | None) -> None:
+        progress.training(iteration, limit, loss, eta_s)
+
+    return tell
+
+
+def known_preset(name: str) -> Preset:
+    """One of the two.
+
+    Raises:
+        ArgumentsError: it is neither.
+    """
+    for known in PRESET_NAMES:
+        if name == known:
+            return known
+    msg = f"There is no preset called {name!r}."
+    raise ArgumentsError(msg, "Give released or paper.")
+
+
+def refuse_unknown_terms(without: Sequence[str]) -> None:
+    """Terms of the loss that are to be left out.
+
+    Raises:
+        ArgumentsError: there is no such term.
+    """
+    for word in without:
+        if word != "perceptual":
+            msg = f"There is no term called {word!r} to leave out."
+            raise ArgumentsError(msg, "Give --without perceptual.")
