@@ -14,7 +14,7 @@ import numpy as np
 
 from medsr_cli import __version__, formats
 from medsr_cli.errors import ArgumentsError, InputRefused, MedsrError, QualityGateFailed
-from medsr_cli.evaluation.consistency import CORRELATION_WARNING
+from medsr_cli.evaluation.consistency import CORRELATION_LIMIT, CORRELATION_WARNING
 from medsr_cli.formats.atomic import atomic_file, refuse_existing
 from medsr_cli.formats.contract import Derivation, Reader, ReadOptions
 from medsr_cli.tasks.enlarge import SPREAD, Enlarger, Measured, Stream, spread_volume
@@ -232,7 +232,7 @@ class Job:
         correlation = measured.consistency.correlation
         if correlation < CORRELATION_WARNING:
             sentence = f"The shrunken result agrees poorly with the input (correlation {correlation:.2f})."
-            if self.request.strict:
+            if self.request.strict or correlation < CORRELATION_LIMIT:
                 raise QualityGateFailed(sentence, "Nothing was written.")
             item.warnings.append(sentence)
 

@@ -61,10 +61,7 @@ def report_of(
             "clipped": measured.clipped,
             "constant_slices": measured.constant_slices,
         },
-        "consistency": {
-            "degradation": measured.consistency.degradation.name,
-            **measured.consistency.report(intensity.width),
-        },
+        "consistency": measured.consistency.report(intensity.width),
         **({"spread": {"mean": measured.spread[0], "largest": measured.spread[1]}} if measured.spread else {}),
         **facts,
         "warnings": item.warnings,

@@ -23,7 +23,10 @@ from medsr_cli.volume.intensity import IntensityRange, measure
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from torch import Tensor
+
+    from medsr_cli.training.self_supervised import Trained
 
 MOST_SLICES = 32
 """Slices that are held in memory to learn from; of longer stacks every so many."""
@@ -68,33 +71,17 @@ def train_on(
     import torch
 
     from medsr_cli.engines.torch_engine import EnlargedFirst, Traits, find_device
-    from medsr_cli.training.self_supervised import PRESETS, train_on_image
 
     factor = _factor(scale)
     device = find_device(request.device)
     if request.threads:
         torch.set_num_threads(request.threads)
-    perceptual = _perceptual(str(device)) if how.perceptual else None
-    state_path = unfinished_training(target)
     images = slices_to_learn_from(reader)
-    progress.say(
-        f"Training on the image itself (preset {how.preset}, seed {how.seed}"
-        f"{'' if perceptual else ', without the perceptual term'})."
-    )
-    trained = train_on_image(
-        images,
-        factor,
-        PRESETS[how.preset],
-        seed=how.seed,
-        device=device,
-        perceptual=perceptual,
-        max_seconds=None if how.max_minutes is None else how.max_minutes * 60,
-        state_path=state_path,
-        progress=_teller(progress),
-    )
+    trained = _train(images, factor, how, device, unfinished_training(target), progress)
     traits = Traits.of(USCYCLEGAN, trained.network)
     inner = EnlargedFirst(trained.network, traits, device=str(device), precision=request.precision, tile=request.tile)
     engine = paper_inference(Colours(inner))
+    engine.warnings += _doubts(trained)
     facts = {
         "trained_on_the_image": {
             "preset": how.preset,
@@ -102,13 +89,58 @@ def train_on(
             "perceptual_term": how.perceptual,
             "iterations": trained.iterations,
             "stopped_by": trained.stop_reason,
+            "seconds": round(trained.seconds, 1),
             "slices": len(images),
+            "reconstruction_error": trained.error,
+            "reconstruction_error_of_bicubic": trained.bicubic_error,
         },
         "ensemble": "median of eight orientations",
         "back_projection": [BACK_PROJECTIONS, BACK_PROJECTIONS],
     }
     card = Card(degradation=USCYCLEGAN.degradation)
     return Model(USCYCLEGAN.id, engine, USCYCLEGAN, scale, card=card, facts=facts)
+
+
+def _train(
+    images: list[np.ndarray], factor: int, how: SelfTraining, device: torch.device, state: Path, progress: Progress
+) -> Trained:
+    from medsr_cli.training.self_supervised import PRESETS, train_on_image
+
+    perceptual = _perceptual(str(device)) if how.perceptual else None
+    progress.say(
+        f"Training on the image itself (preset {how.preset}, seed {how.seed}"
+        f"{'' if perceptual else ', without the perceptual term'})."
+    )
+    try:
+        return train_on_image(
+            images,
+            factor,
+            PRESETS[how.preset],
+            seed=how.seed,
+            device=device,
+            perceptual=perceptual,
+            max_seconds=None if how.max_minutes is None else how.max_minutes * 60,
+            state_path=state,
+            progress=_teller(progress),
+        )
+    except KeyboardInterrupt:
+        progress.say(f"The training is kept in {state.name}; the same command goes on with it.")
+        raise
+
+
+def _doubts(trained: Trained) -> list[str]:
+    """What a user of such a training must know before trusting the result."""
+    found = []
+    if trained.stop_reason == "time":
+        found.append(
+            f"Training was stopped by --max-minutes after {trained.iterations} iterations, before its own rule was met."
+        )
+    if trained.error > trained.bicubic_error:
+        found.append(
+            "The network brings this image back from a shrunken copy less well than bicubic does "
+            f"(mean squared error {trained.error:.3g} against {trained.bicubic_error:.3g})."
+        )
+    return found
 
 
 def paper_inference(inner: Engine) -> Engine:

@@ -78,6 +78,10 @@ class Trained:
     """Iterations, from 0, after which the schedule reduced the learning rate."""
     seconds: float
     """Of training, over all of its parts."""
+    error: float
+    """The reconstruction error of the network as it is returned."""
+    bicubic_error: float
+    """The reconstruction error that bicubic alone has; a training that ends above it has not paid."""
 
 
 def train_on_image(  # noqa: PLR0913 - the image, what to do with it, and four things to leave away
@@ -124,6 +128,12 @@ def train_on_image(  # noqa: PLR0913 - the image, what to do with it, and four t
         run.load(state_path)
     reason = run.finished or run.until_stopped(max_seconds, state_path, progress, keep_going or _always)
     return run.result(reason)
+
+
+def again_enlarged(image: Floats, scale: int) -> Floats:
+    """The image shrunk by the scale and enlarged again by bicubic, which is what the network gets to improve on."""
+    small = np.clip(shrunk(image, scale), 0, 1)
+    return enlarged(small, scale, image.shape[1:])
 
 
 def checked_images(images: Sequence[NDArray[np.floating]] | NDArray[np.floating]) -> list[Floats]:
@@ -260,8 +270,7 @@ class _Run:
         """The mean squared error of enlarging the shrunk image itself, which is what the network is for."""
         errors = []
         for image in self.recorded:
-            small = np.clip(shrunk(image, self.scale), 0, 1)
-            low = _batch(enlarged(small, self.scale, image.shape[1:])).to(self.gan.device)
+            low = _batch(again_enlarged(image, self.scale)).to(self.gan.device)
             with torch.no_grad():
                 result = self.gan.generator(low)[0]
             errors.append(float(((result - torch.from_numpy(image).to(result.device)) ** 2).mean()))
@@ -277,6 +286,10 @@ class _Run:
             history=tuple(self.rule.records),
             reductions=tuple(self.rule.reductions),
             seconds=self.seconds,
+            error=self._reconstruction_error(),
+            bicubic_error=float(
+                np.mean([np.mean((again_enlarged(image, self.scale) - image) ** 2) for image in self.recorded])
+            ),
         )
 
     def save(self, path: Path) -> None:

@@ -279,6 +279,7 @@ def test_uscyclegan_trains_on_the_image_and_says_so(medsr, ultrasound, tmp_path)
         assert facts["trained_on_the_image"]["seed"] == 4
         assert facts["trained_on_the_image"]["perceptual_term"] is False
         assert facts["trained_on_the_image"]["stopped_by"] == "time"
+        assert "before its own rule" in ended.err
         assert facts["ensemble"].startswith("median")
         assert not list(tmp_path.glob("*.training"))
 

@@ -122,6 +122,7 @@ def test_saturation_is_counted():
         (lambda planes: planes * np.nan, "not numbers"),
         (lambda planes: planes * 0 + 0.5, "constant"),
         (lambda planes: planes + 0.3, "mean of slice"),
+        (lambda planes: planes + 3 * (-1.0) ** np.arange(8), "far beyond"),
     ],
 )
 def test_a_broken_result_fails_the_run(spoil, said):
