@@ -199,7 +199,7 @@ def _from_manifest(request: ModelRequest, scale: Factors, modality: str | None, 
 def _select(request: ModelRequest, name: str, scale: Factors, modality: str | None) -> tuple[Entry, Factors]:
     """The checkpoint to use, and the scale that it is used at, which with `--fit` may be a larger one."""
     from medsr_cli.tasks.weights import open_shelf
-    from medsr_cli.weights.manifest import select
+    from medsr_cli.weights.selection import select
 
     shelf = open_shelf()
     try:

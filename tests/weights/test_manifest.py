@@ -15,6 +15,7 @@ from misbehaving_site import entry_data
 from medsr_cli.errors import ArgumentsError, MedsrError, WeightsError
 from medsr_cli.networks import catalogue
 from medsr_cli.weights import manifest as m
+from medsr_cli.weights.selection import select
 
 
 def document(*entries: dict[str, Any], **top: Any) -> str:
@@ -71,7 +72,7 @@ def test_the_loss_network_is_no_method_for_images() -> None:
     assert not entry.covers(2)
     for name in ("vgg19", "vgg19-imagenet"):
         with pytest.raises(ArgumentsError, match="enlarges nothing"):
-            m.select(found, name, 4, None, lambda entry: True)
+            select(found, name, 4, None, lambda entry: True)
 
 
 def test_a_bundled_checkpoint_of_the_manifest_is_in_the_package_and_right() -> None:
@@ -293,7 +294,7 @@ FAMILY = m.parse_manifest(
     ],
 )
 def test_select_knows_families_and_ranges(name: str, scale: m.Scale, present: set[str], chosen: str) -> None:
-    assert m.select(FAMILY, name, scale, "mr", lambda entry: entry.id in present).id == chosen
+    assert select(FAMILY, name, scale, "mr", lambda entry: entry.id in present).id == chosen
 
 
 @pytest.mark.parametrize(
@@ -314,7 +315,7 @@ def test_select_knows_families_and_ranges(name: str, scale: m.Scale, present: se
 )
 def test_select_says_how_to_get_one(name: str, scale: m.Scale, kind: type[MedsrError], sentence: str) -> None:
     with pytest.raises(kind, match=sentence) as caught:
-        m.select(FAMILY, name, scale, "mr", lambda entry: False)
+        select(FAMILY, name, scale, "mr", lambda entry: False)
     assert caught.value.exit_code == (5 if kind is WeightsError else 2)
     assert ("medsr finetune" in str(caught.value)) is (name == "rdst-e")
 
@@ -325,7 +326,7 @@ def test_no_method_of_the_shipped_manifest_runs_untrained() -> None:
     for arch in catalogue.CATALOGUE:
         if arch.kind == "network":
             with pytest.raises(WeightsError, match=r"medsr weights (pull|import)"):
-                m.select(found, arch.id, 4, None, lambda entry: False)
+                select(found, arch.id, 4, None, lambda entry: False)
 
 
 MANIFEST = m.parse_manifest(
@@ -356,7 +357,7 @@ ALL = {entry.id for entry in MANIFEST.entries}
     ],
 )
 def test_select(name: str, scale: float, modality: str | None, present: set[str], chosen: str) -> None:
-    assert m.select(MANIFEST, name, scale, modality, lambda entry: entry.id in present).id == chosen
+    assert select(MANIFEST, name, scale, modality, lambda entry: entry.id in present).id == chosen
 
 
 @pytest.mark.parametrize(
@@ -376,4 +377,4 @@ def test_select_says_what_there_is(
     name: str, scale: float, modality: str, present: set[str], kind: type[MedsrError], sentence: str
 ) -> None:
     with pytest.raises(kind, match=sentence):
-        m.select(MANIFEST, name, scale, modality, lambda entry: entry.id in present)
+        select(MANIFEST, name, scale, modality, lambda entry: entry.id in present)
