@@ -13,7 +13,7 @@ from medsr_cli.cli.render import Terminal, print_json
 from medsr_cli.errors import ArgumentsError, SomeInputsFailed
 
 if TYPE_CHECKING:
-    from medsr_cli.tasks.job import Item
+    from medsr_cli.tasks.request import Item
 
 
 def upscale(
@@ -112,8 +112,8 @@ def upscale(
     """
     from medsr_cli.tasks.magnification import Magnification
     from medsr_cli.tasks.model import ModelRequest
+    from medsr_cli.tasks.request import GuideRequest, UpscaleRequest, known_registration
     from medsr_cli.tasks.self_training import SelfTraining, known_preset, refuse_unknown_terms
-    from medsr_cli.tasks.upscale import GuideRequest, UpscaleRequest, known_registration
     from medsr_cli.tasks.upscale import upscale as run
 
     refuse_backend(backend)

@@ -6,14 +6,14 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medsr_cli import __version__, formats
-from medsr_cli.errors import ArgumentsError, InputRefused, MedsrError, QualityGateFailed
+from medsr_cli.errors import ArgumentsError, InputRefused, QualityGateFailed
 from medsr_cli.evaluation.consistency import CORRELATION_LIMIT, CORRELATION_WARNING
 from medsr_cli.formats.atomic import atomic_file, refuse_existing
 from medsr_cli.formats.contract import Derivation, Reader, ReadOptions
@@ -23,32 +23,17 @@ from medsr_cli.tasks.magnification import Factors
 from medsr_cli.tasks.model import Model, degradation_of
 from medsr_cli.tasks.progress import Progress
 from medsr_cli.tasks.report import remarks, report_of
+from medsr_cli.tasks.request import Item, UpscaleRequest
 from medsr_cli.volume.intensity import IntensityRange, measure
 from medsr_cli.volume.volume import Volume
 
 if TYPE_CHECKING:
     from medsr_cli.formats.guide import Guide
-    from medsr_cli.tasks.upscale import UpscaleRequest
 
 LoadModel = Callable[[Reader, Factors, Path], Model]
 INTERMEDIATE = "intermediate"
 SAME_PLACE_MM = 0.01
 """How far the corners of registered images may lie apart."""
-
-
-@dataclass
-class Item:
-    """What became of one input."""
-
-    source: Path
-    output: Path | None = None
-    status: str = "done"
-    """`done`, `skipped` or `failed`."""
-    error: MedsrError | None = None
-    report: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    more_outputs: list[Path] = field(default_factory=list)
-    """Maps and intermediate results beside the output."""
 
 
 class Job:

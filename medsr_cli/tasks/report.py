@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -10,11 +10,9 @@ from medsr_cli.formats.contract import Reader
 from medsr_cli.provenance.record import IN_PLANE, NOTICE, sha256_of, software
 from medsr_cli.tasks.enlarge import Measured
 from medsr_cli.tasks.model import Model
+from medsr_cli.tasks.request import Item
 from medsr_cli.volume.intensity import IntensityRange
 from medsr_cli.volume.volume import Volume
-
-if TYPE_CHECKING:
-    from medsr_cli.tasks.job import Item
 
 
 def remarks(intensity: IntensityRange) -> list[str]:

@@ -3,75 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from medsr_cli.errors import ArgumentsError, DeviceUnavailable, InputRefused, MedsrError, WeightsError
 from medsr_cli.formats.contract import Reader
-from medsr_cli.networks import catalogue
 from medsr_cli.tasks.inputs import found_inputs
-from medsr_cli.tasks.job import Item, Job
-from medsr_cli.tasks.magnification import Factors, Magnification
-from medsr_cli.tasks.model import Model, ModelRequest, finished, load_model
+from medsr_cli.tasks.job import Job
+from medsr_cli.tasks.magnification import Factors
+from medsr_cli.tasks.model import Model, finished, load_model
 from medsr_cli.tasks.progress import Progress, Silent
-from medsr_cli.tasks.self_training import SelfTraining, unfinished_training
-
-Registration = Literal["none", "rigid"]
-REGISTRATIONS: tuple[Registration, ...] = ("none", "rigid")
-
-
-@dataclass(frozen=True)
-class GuideRequest:
-    """A second image of the same place, and how far it may be trusted to be one."""
-
-    path: Path
-    register: Registration = "none"
-    allow_mismatch: bool = False
-    """Whether it may be of another patient or frame of reference."""
-    series: str | None = None
-    """SeriesInstanceUID in a folder with several."""
-
-
-@dataclass(frozen=True)
-class UpscaleRequest:
-    """What to upscale, with what, and where to put it."""
-
-    inputs: tuple[Path, ...]
-    model: ModelRequest
-    magnification: Magnification = field(default_factory=Magnification)
-    channels: tuple[Path, ...] = ()
-    """Registered images that a network takes together, instead of `inputs`; each has its own result."""
-    guide: GuideRequest | None = None
-    region: str | None = None
-    """`x,y,w,h` in pixels of a slice, or `auto`: only this rectangle is upscaled, into its own volume."""
-    detector: str | None = None
-    """Checkpoint that finds the region for `auto`."""
-    training: SelfTraining = field(default_factory=SelfTraining)
-    """How a method without checkpoints learns from the image itself."""
-    output: Path | None = None
-    """File for one input, folder for several; None puts each result beside its input."""
-    suffix: str | None = None
-    """Added to the name of a result without `output`; None is `_x4-rdst`."""
-    intermediate: bool = False
-    """Also write the result of a network's first stage."""
-    spread: bool = False
-    """Also write how far the orientations of an ensemble differ."""
-    axis: str = "auto"
-    series: str | None = None
-    recursive: bool = False
-    skip_existing: bool = False
-    overwrite: bool = False
-    strict: bool = False
-    report: Path | None = None
-    preview: Path | None = None
-
-    @property
-    def ending(self) -> str:
-        """What a result's name ends with."""
-        if self.suffix is not None:
-            return self.suffix
-        return f"_{self.magnification.label}-{self.model.model}{'-roi' if self.region else ''}"
+from medsr_cli.tasks.request import Item, UpscaleRequest, learns_from_the_image, refuse_contradictions
+from medsr_cli.tasks.self_training import unfinished_training
 
 
 def upscale(request: UpscaleRequest, progress: Progress | None = None) -> Iterator[Item]:
@@ -144,60 +86,3 @@ class Upscaler:
         if key not in self._models:
             self._models[key] = load_model(self.request.model, scale, modality, self.progress)
         return self._models[key]
-
-
-def learns_from_the_image(request: ModelRequest) -> bool:
-    """Whether the method has no checkpoint by its nature, and none is given."""
-    if request.weights is not None:
-        return False
-    try:
-        return "training on the image" in catalogue.find(request.model)[0].needs
-    except ArgumentsError:
-        return False
-
-
-def refuse_contradictions(request: UpscaleRequest) -> None:
-    """Options that cannot both be meant.
-
-    Raises:
-        ArgumentsError: the sentence names them.
-    """
-    if request.skip_existing and request.overwrite:
-        msg = "--skip-existing and --overwrite contradict each other."
-        raise ArgumentsError(msg, "Give one of them.")
-    if request.channels and request.inputs:
-        msg = "--channels names the images; there are other inputs beside."
-        raise ArgumentsError(msg, "Give either an input or --channels.")
-    if request.spread and not (request.model.ensemble or learns_from_the_image(request.model)):
-        msg = "--spread is how far the orientations of an ensemble differ."
-        raise ArgumentsError(msg, "Add --tta.")
-    if request.detector and not (request.region or "").startswith("auto"):
-        msg = "--detector finds the region that --roi auto asks for."
-        raise ArgumentsError(msg, "Add --roi auto.")
-    guided = [arch for arch in _archs(request.model.model) if "guide" in arch.needs]
-    if guided and request.guide is None:
-        msg = f"{request.model.model} needs a second image of the same patient, such as T1 for T2."
-        raise ArgumentsError(msg, "Name it with --guide.")
-    if request.guide is not None and _archs(request.model.model) and not guided:
-        msg = f"{request.model.model} takes no guide."
-        raise ArgumentsError(msg, "Leave out --guide, or use -m cohft.")
-
-
-def _archs(name: str) -> list[catalogue.Arch]:
-    try:
-        return catalogue.named(name)
-    except ArgumentsError:
-        return []
-
-
-def known_registration(name: str) -> Registration:
-    """One of the two.
-
-    Raises:
-        ArgumentsError: it is neither.
-    """
-    for known in REGISTRATIONS:
-        if name == known:
-            return known
-    msg = f"There is no registration called {name!r}."
-    raise ArgumentsError(msg, "Give --register none or rigid.")
