@@ -10,7 +10,8 @@ import typer
 Model = Annotated[str, typer.Option("-m", "--model", help="Method, variant or checkpoint id; see medsr models.")]
 Scale = Annotated[float, typer.Option("-s", "--scale", help="In-plane enlargement.")]
 ScaleText = Annotated[
-    str, typer.Option("-s", "--scale", metavar="S", help="In-plane enlargement; 2x3 for rows and columns apart.")
+    str | None,
+    typer.Option("-s", "--scale", metavar="S", help="In-plane enlargement [4]; 2x3 for rows and columns apart."),
 ]
 Weights = Annotated[
     str | None, typer.Option("--weights", help="A checkpoint's id or a .safetensors file, instead of the best one.")

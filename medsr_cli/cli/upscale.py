@@ -13,7 +13,8 @@ from medsr_cli.cli.render import Terminal, print_json
 from medsr_cli.errors import ArgumentsError, SomeInputsFailed
 
 if TYPE_CHECKING:
-    from medsr_cli.tasks.request import Item
+    from medsr_cli.tasks.magnification import Magnification
+    from medsr_cli.tasks.request import GuideRequest, Item
 
 
 def upscale(
@@ -23,7 +24,7 @@ def upscale(
     more_inputs: Annotated[list[Path] | None, typer.Option("-i", "--input", help="The same as INPUT.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File, or folder for several inputs.")] = None,
     model: options.Model = "rdst",
-    scale: options.ScaleText = "4",
+    scale: options.ScaleText = None,
     spacing: Annotated[
         float | None, typer.Option("--spacing", help="Wanted in-plane spacing in mm, instead of --scale.")
     ] = None,
@@ -110,9 +111,8 @@ def upscale(
     The result keeps type, units, header and place: scan.nii.gz becomes scan_x4-rdst.nii.gz, a DICOM folder
     NAME becomes NAME_x4-rdst/, a new series of the same study. The paths of the results are printed.
     """
-    from medsr_cli.tasks.magnification import Magnification
     from medsr_cli.tasks.model import ModelRequest
-    from medsr_cli.tasks.request import GuideRequest, UpscaleRequest, known_registration
+    from medsr_cli.tasks.request import UpscaleRequest
     from medsr_cli.tasks.self_training import SelfTraining, known_preset, refuse_unknown_terms
     from medsr_cli.tasks.upscale import upscale as run
 
@@ -134,11 +134,9 @@ def upscale(
             ensemble=tta,
             back_projection=back_projection,
         ),
-        magnification=Magnification.parse(scale, spacing),
-        channels=tuple(Path(name) for name in channels.split(",")) if channels else (),
-        guide=None
-        if guide is None
-        else GuideRequest(guide, known_registration(register), allow_mismatch, guide_series),
+        magnification=asked_magnification(scale, spacing),
+        channels=channel_files(channels),
+        guide=asked_guide(guide, register, guide_series, allow_mismatch=allow_mismatch),
         region=roi,
         detector=detector,
         training=SelfTraining(known_preset(preset), "perceptual" not in (without or []), max_minutes, seed),
@@ -170,7 +168,11 @@ def show(item: Item, *, as_json: bool, verbose: bool) -> None:
             {
                 "input": str(item.source),
                 "output": str(item.output) if item.output else None,
-                **({"beside": [str(path) for path in item.more_outputs]} if item.more_outputs else {}),
+                **(
+                    {"beside": [str(path) for path in item.more_outputs]}
+                    if item.more_outputs and not item.error
+                    else {}
+                ),
                 "status": item.status,
                 "error": str(item.error) if item.error else None,
                 "exit_code": item.error.exit_code if item.error else 0,
@@ -216,6 +218,40 @@ def known_modality(name: str | None) -> str | None:
         msg = f"There is no modality called {name!r}."
         raise ArgumentsError(msg, "Give mr, ct, us or xr.")
     return name.lower() if name else None
+
+
+def asked_magnification(scale: str | None, spacing_mm: float | None) -> Magnification:
+    """From --scale or --spacing; x4 where neither is given."""
+    from medsr_cli.tasks.magnification import Magnification
+
+    if scale is not None and spacing_mm is not None:
+        msg = "--scale and --spacing both say how much larger."
+        raise ArgumentsError(msg, "Give one of them.")
+    return Magnification.parse(scale or "4", spacing_mm)
+
+
+def asked_guide(path: Path | None, register: str, series: str | None, *, allow_mismatch: bool) -> GuideRequest | None:
+    """The second image, if there is one."""
+    from medsr_cli.tasks.request import GuideRequest, known_registration
+
+    registration = known_registration(register)
+    if path is not None:
+        return GuideRequest(path, registration, allow_mismatch, series)
+    if registration != "none" or series is not None or allow_mismatch:
+        msg = "--register, --guide-series and --allow-mismatch are about a guide."
+        raise ArgumentsError(msg, "Name it with --guide.")
+    return None
+
+
+def channel_files(text: str | None) -> tuple[Path, ...]:
+    """The files that commas separate."""
+    if text is None:
+        return ()
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        msg = f"--channels {text} has an empty name."
+        raise ArgumentsError(msg, "Give one file for each channel, with commas between.")
+    return tuple(Path(name) for name in names)
 
 
 def refuse_backend(name: str) -> None:

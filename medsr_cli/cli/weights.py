@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medsr_cli.errors import ArgumentsError
+
 if TYPE_CHECKING:
     from medsr_cli.tasks.weights import Listed, Pulled
     from medsr_cli.weights.manifest import Entry
@@ -102,6 +104,10 @@ def import_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pt, .pth, .tar or .safetensors checkpoint.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The safetensors file to write.")],
     method: Annotated[str | None, typer.Option("--model", "-m", help="Its method; default: recognised.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="What no tensor tells, such as scale=2 of a uscyclegan."),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -111,7 +117,8 @@ def import_command(
     """
     from medsr_cli.tasks.weights import ImportRequest, import_weights
 
-    done = import_weights(ImportRequest(file, output, method, overwrite))
+    given = dict(parsed_setting(text) for text in settings or ())
+    done = import_weights(ImportRequest(file, output, method, overwrite, given))
     if as_json:
         facts = {name: getattr(done, name) for name in done.__dataclass_fields__}
         _print_json({**facts, "path": str(done.path)})
@@ -119,6 +126,18 @@ def import_command(
         print(done.path)
         sizes = ", ".join(f"{key} {value}" for key, value in done.config.items())
         _say(f"{done.variant or done.method}, {done.parameters} parameters: {sizes}. sha256 {done.sha256}.")
+        assumed = [f"{name} {done.config[name]}" for name in done.untold if name not in given]
+        if assumed:
+            _say(f"No tensor tells these, they were assumed (--set NAME=VALUE says otherwise): {', '.join(assumed)}.")
+
+
+def parsed_setting(text: str) -> tuple[str, str]:
+    """NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        msg = f"--set {text} is not of the form NAME=VALUE."
+        raise ArgumentsError(msg, "Such as --set scale=2.")
+    return name.strip(), value.strip()
 
 
 @bundle_app.command("export")

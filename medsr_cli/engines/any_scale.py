@@ -16,6 +16,9 @@ from medsr_cli.errors import ArgumentsError
 from medsr_cli.networks.miassr import AxisGrid, Scale, grid_of, inverse_scale
 from medsr_cli.volume.geometry import enlarged_length
 
+NOTICEABLE = 0.05
+"""Displacement, in pixels of the result, that is worth a warning."""
+
 
 class AnyScaleEngine(TorchEngine):
     """A MIASSR on one device.
@@ -37,6 +40,7 @@ class AnyScaleEngine(TorchEngine):
         config: Any = net.config
         traits = Traits(1, config.in_channels, "exact")
         super().__init__(net, traits, device=device, precision=precision, tile=tile)
+        self._wanted_precision = precision
         low, high = 1.0, 4.0
         if not (low <= min(scale) and low < max(scale) <= high):
             msg = f"MIASSR does not enlarge by {scale[0]:g} x {scale[1]:g}."
@@ -61,6 +65,7 @@ class AnyScaleEngine(TorchEngine):
 
     def _run(self, planes: Planes, guide: Planes | None, side: int) -> Planes:
         n, channels, rows, columns = planes.shape
+        self._tell_displacement(rows, columns)
         down, across, inverse = self._grids(rows, columns)
         result = np.empty((n, channels, *self.size_of(rows, columns)), np.float32)
         for own, seen in halo_boxes(rows, columns, max(side, 1), int(self.net.reach)):
@@ -77,10 +82,24 @@ class AnyScaleEngine(TorchEngine):
             result[..., top:bottom, left:right] = tile.to("cpu", torch.float32).numpy()
         return result
 
+    def _tell_displacement(self, rows: int, columns: int) -> None:
+        """The authors place pixel i at i/s and cut the last fraction off; the header spreads what is left."""
+        size = self.size_of(rows, columns)
+        missing = max(s * n - m for s, n, m in zip(self.scale, (rows, columns), size, strict=True))
+        if not self.exact and missing > NOTICEABLE:
+            self._warn(
+                "With the rounding of the authors' weights, pixels at the far edges of this result are up to "
+                f"{missing:.1f} of a pixel from where its header places them."
+            )
+
     def turned(self) -> AnyScaleEngine:
         """With the scales of rows and columns exchanged; the network is the same one."""
         if self.scale[0] == self.scale[1]:
             return self
-        turned = AnyScaleEngine(self.net, (self.scale[1], self.scale[0]), device=self.device, tile=self.tile)
-        turned._dtype, turned.precision, turned.warnings = self._dtype, self.precision, self.warnings
-        return turned
+        return AnyScaleEngine(
+            self.net,
+            (self.scale[1], self.scale[0]),
+            device=self.device,
+            precision=self._wanted_precision,
+            tile=self.tile,
+        )

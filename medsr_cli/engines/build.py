@@ -33,10 +33,12 @@ def engine_for(
         ArgumentsError: a scale, precision or tile that cannot be.
         DeviceUnavailable: the device is not there.
     """
+    engine: TorchEngine
     if arch.scale_range is not None:
-        return AnyScaleEngine(net, scale, device=device, precision=precision, tile=tile)
-    traits = Traits.of(arch, net)
-    if arch.enlarged_first:
-        return EnlargedFirst(net, traits, device=device, precision=precision, tile=tile)
-    kind = TwoStages if arch.first_stage else TorchEngine
-    return kind(net, traits, device=device, precision=precision, tile=tile)
+        engine = AnyScaleEngine(net, scale, device=device, precision=precision, tile=tile)
+    else:
+        kind = EnlargedFirst if arch.enlarged_first else TwoStages if arch.first_stage else TorchEngine
+        engine = kind(net, Traits.of(arch, net), device=device, precision=precision, tile=tile)
+    if engine.precision not in arch.precision:
+        engine.warnings.append(f"{arch.id} was only ever tried in {', '.join(arch.precision)}, not {engine.precision}.")
+    return engine

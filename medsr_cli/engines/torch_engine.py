@@ -13,7 +13,7 @@ from torch import nn
 
 from medsr_cli.engines.engine import Enlarged, Planes, Size
 from medsr_cli.engines.memory import usable_bytes
-from medsr_cli.engines.tiles import TilePlan, run_tiled, run_with_halo
+from medsr_cli.engines.tiles import TilePlan, halo_boxes, run_tiled, run_with_halo
 from medsr_cli.errors import ArgumentsError, DeviceUnavailable, RunError
 from medsr_cli.networks.catalogue import Arch, Tiling
 from medsr_cli.volume.antialias import antialiased_resize
@@ -228,27 +228,25 @@ class TorchEngine:
 
 
 class TwoStages(TorchEngine):
-    """MS-GAN: the result of the first stage, at half the scale, beside that of the second."""
+    """MS-GAN: the result of the first stage, at half the scale, beside that of the second; one pass for both."""
 
     def run(self, planes: Planes, guide: Planes | None = None) -> Enlarged:
         """Both results; tiles are exact for both, since every layer is a convolution."""
-        enlarged = super().run(planes, guide)
-        first = _FirstStage(self)
-        return Enlarged(enlarged.planes, {"intermediate": first.run(planes).planes})
+        result = super().run(planes, guide)
+        return Enlarged(result.planes, {"intermediate": self._first})
 
-
-class _FirstStage(TorchEngine):
-    """The smaller result alone."""
-
-    def __init__(self, both: TwoStages) -> None:
-        traits = replace(both.traits, scale=both.traits.scale // 2)
-        super().__init__(both.net, traits, device=both.device, tile=both.tile)
-        self._dtype = both._dtype
-
-    def _run_whole(self, planes: Planes, guide: Planes | None = None) -> Planes:
-        with torch.inference_mode():
-            result: Planes = self.net.stages(self._tensor(planes))[0].to("cpu", torch.float32).numpy()
-        return result
+    def _run(self, planes: Planes, guide: Planes | None, side: int) -> Planes:
+        n, channels, rows, columns = planes.shape
+        scale = self.traits.scale
+        self._first: Planes = np.empty((n, channels, rows * scale // 2, columns * scale // 2), np.float32)
+        second = np.empty((n, channels, rows * scale, columns * scale), np.float32)
+        for own, seen in halo_boxes(rows, columns, side, int(self.net.reach)):
+            with torch.inference_mode():
+                both = self.net.stages(self._tensor(seen.of(planes)))
+            for tile, whole, factor in zip(both, (self._first, second), (scale // 2, scale), strict=True):
+                of_tile = own.within(seen).scaled(factor).of(tile.to("cpu", torch.float32).numpy())
+                own.scaled(factor).of(whole)[...] = of_tile
+        return second
 
 
 class EnlargedFirst(TorchEngine):

@@ -9,10 +9,12 @@ import numpy as np
 
 from medsr_cli.engines.engine import Engine, Enlarged, Planes, Size
 from medsr_cli.volume.band_limited import shifted
-from medsr_cli.volume.degradation import Degradation
+from medsr_cli.volume.degradation import BICUBIC_ANTIALIASED, Degradation
 from medsr_cli.volume.geometry import enlarged_length
 from medsr_cli.volume.resample import resize
 
+BACK_PROJECTIONS = 10
+"""Corrections of each orientation, and again of their median, in the inference of the ultrasound CycleGAN."""
 ORIENTATIONS = 8
 """Four quarter turns, each with and without a mirror (Liu et al. 2021, section 3.4; Lim et al. 2017)."""
 
@@ -142,6 +144,15 @@ class Realigned(Wrapped):
     def turned(self) -> Realigned:
         """Around the turned engine."""
         return Realigned(self.inner.turned())
+
+
+def median_of_orientations(inner: Engine) -> Engine:
+    """The ultrasound CycleGAN's inference: eight orientations, each back-projected, their median, back-projected.
+
+    Liu et al. 2021, section 3.4, as released: 10 corrections and clipping each time.
+    """
+    each = BackProjected(inner, BICUBIC_ANTIALIASED, BACK_PROJECTIONS, clip=True)
+    return BackProjected(Ensemble(each, "median"), BICUBIC_ANTIALIASED, BACK_PROJECTIONS, clip=True)
 
 
 class Fitted(Wrapped):

@@ -20,6 +20,7 @@ __all__ = [
     "format_of_name",
     "is_image_name",
     "open_image",
+    "stem_of_name",
     "writable_suffixes",
 ]
 
@@ -68,6 +69,11 @@ def create_image(
 def format_of_name(path: Path) -> FormatEntry | None:
     """The format that a file's name asks for, or None."""
     return split_suffix(path.name)[2]
+
+
+def stem_of_name(path: Path) -> str:
+    """A file's name without the suffix of its format, which may be two (`.nii.gz`)."""
+    return split_suffix(path.name)[0]
 
 
 def writable_suffixes() -> list[str]:

@@ -160,7 +160,7 @@ def _identify(ds: Dataset, instance: Instance, lineage: Lineage, number: int | N
     ds.SeriesNumber = _series_number(ds)
     if number is not None:
         ds.InstanceNumber = number
-    ds.SeriesDescription = _text(ds, "SeriesDescription")[: 64 - len(lineage.label)] + lineage.label
+    ds.SeriesDescription = (_text(ds, "SeriesDescription")[: 64 - len(lineage.label)] + lineage.label).strip()
     ds.InstanceCreationDate = lineage.now.strftime("%Y%m%d")
     ds.InstanceCreationTime = lineage.now.strftime("%H%M%S")
     concatenation = _text(ds, "ConcatenationUID")

@@ -78,6 +78,8 @@ class Arch:
     """Configuration fields whose product is a number of layers: never more than a file has tensors."""
     loose_fields: tuple[str, ...] = ()
     """Configuration fields that shapes do not give, or only up to rounding; the shapes themselves are compared."""
+    rounded_fields: tuple[str, ...] = ()
+    """Those of the loose ones that shapes do give up to rounding."""
     summary: str = ""
     """What it computes, in a few lines a reader of the paper recognises."""
     parameters: Mapping[str, int] = field(default_factory=dict)
@@ -90,6 +92,11 @@ class Arch:
     def fits(self, names: Collection[str]) -> bool:
         """Whether tensors of these names look like a checkpoint of this method."""
         return bool(self.keys) and all(key in names for key in self.keys)
+
+    @property
+    def untold_fields(self) -> tuple[str, ...]:
+        """Configuration fields that no tensor tells: an import has to assume them, or be told."""
+        return tuple(name for name in self.loose_fields if name not in self.rounded_fields)
 
     def variant_of(self, config: Mapping[str, object]) -> str | None:
         """The variant that a configuration is, or None for a size that has no name."""
@@ -142,6 +149,7 @@ RDST = Arch(
     ),
     repeats=("n_rdstb", "dstb_per_rdstb", "stl_per_dstb"),
     loose_fields=("mlp_ratio",),
+    rounded_fields=("mlp_ratio",),
 )
 
 MIASSR = Arch(

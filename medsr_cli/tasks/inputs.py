@@ -25,6 +25,11 @@ class Places(Protocol):
         ...
 
     @property
+    def ending(self) -> str:
+        """What a result's name ends with."""
+        ...
+
+    @property
     def recursive(self) -> bool:
         """Whether folders are trees."""
         ...
@@ -44,7 +49,18 @@ def found_inputs(request: Places) -> Iterator[Path]:
         if request.recursive:
             folders += [p for p in sorted(path.rglob("*")) if p.is_dir()]
         found = [image for folder in folders for image in images_in(folder)]
-        yield from found or [path]
+        # What an earlier run put beside its inputs is not an input of the next one.
+        yield from [image for image in found if not is_own_result(image, request)] or [path]
+
+
+def is_own_result(path: Path, request: Places) -> bool:
+    """Whether an image met in a folder has the name of a result of this request, or of a map beside one."""
+    if request.output is not None or not request.ending:
+        return False
+    stem = path.name if path.is_dir() else formats.stem_of_name(path)
+    for extra in ("_spread", "_intermediate"):
+        stem = stem.removesuffix(extra)
+    return stem.endswith(request.ending)
 
 
 def images_in(folder: Path) -> list[Path]:

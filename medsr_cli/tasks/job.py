@@ -24,13 +24,13 @@ from medsr_cli.tasks.model import Model, degradation_of
 from medsr_cli.tasks.progress import Progress
 from medsr_cli.tasks.report import remarks, report_of
 from medsr_cli.tasks.request import Item, UpscaleRequest
-from medsr_cli.volume.intensity import IntensityRange, measure
+from medsr_cli.volume.intensity import IntensityRange, full_scale, measure
 from medsr_cli.volume.volume import Volume
 
 if TYPE_CHECKING:
     from medsr_cli.formats.guide import Guide
 
-LoadModel = Callable[[Reader, Factors, Path], Model]
+LoadModel = Callable[[Reader, Factors, Path, IntensityRange], Model]
 INTERMEDIATE = "intermediate"
 SAME_PLACE_MM = 0.01
 """How far the corners of registered images may lie apart."""
@@ -40,9 +40,17 @@ class Job:
     """Opens, loads, enlarges, writes and reports; `items` tells what became of each input."""
 
     def __init__(
-        self, request: UpscaleRequest, sources: tuple[Path, ...], several: bool, progress: Progress, load: LoadModel
+        self,
+        request: UpscaleRequest,
+        sources: tuple[Path, ...],
+        several: bool,
+        progress: Progress,
+        load: LoadModel,
+        taken: dict[Path, Path],
     ) -> None:
         self.request, self.several, self.progress, self.load = request, several, progress, load
+        self.taken = taken
+        """Results of this batch so far, and what each came from."""
         self.items = [Item(source) for source in sources]
         self.facts: dict[str, Any] = {}
 
@@ -54,16 +62,16 @@ class Job:
         """
         clock = time.perf_counter()
         readers = self._open()
-        if self._is_done():
+        if self._is_done(readers):
             return
         volume = readers[0].volume
-        scale = self.request.magnification.of(volume)
+        scale = self.request.magnification.of(volume, readers[0].path.name)
         target = self.items[0].output
         assert target is not None  # noqa: S101 - `_open` has just set it
         # Of whole images, also where a part is enlarged: its values mean the same as beside it.
         intensities = [measure(r.slices(), r.volume.padding, r.volume.alpha) for r in readers]
         readers = [self._region(reader, scale) for reader in readers]
-        model = self.load(readers[0], scale, target)
+        model = self.load(readers[0], scale, target, intensities[0])
         self._refuse_channels(model, readers)
         for item, reader, intensity in zip(self.items, readers, intensities, strict=True):
             item.warnings += [*self._doubts(model, reader.volume), *remarks(intensity)]
@@ -87,14 +95,48 @@ class Job:
         for item, reader in zip(self.items, readers, strict=True):
             item.output = target_of(request, request.ending, reader, self.several)
             refuse_same(item.source, item.output)
-            refuse_existing(item.output, request.overwrite or request.skip_existing)
+            self._refuse_taken(item)
+            for path in (item.output, *self._extra_paths(item, reader.volume)):
+                refuse_existing(path, request.overwrite or request.skip_existing)
         for reader in readers[1:]:
             _refuse_other_grid(readers[0], reader)
         return readers
 
-    def _is_done(self) -> bool:
-        if not self.request.skip_existing or not all(item.output and item.output.exists() for item in self.items):
+    def _refuse_taken(self, item: Item) -> None:
+        """Two inputs of one name must not be written over each other."""
+        assert item.output is not None  # noqa: S101 - the caller has set it
+        first = self.taken.setdefault(item.output.resolve(), item.source)
+        if first != item.source:
+            msg = f"{item.source} and {first} would both become {item.output.name}."
+            raise ArgumentsError(msg, "Give them different names, or upscale them into different folders.")
+
+    def _extra_paths(self, item: Item, volume: Volume) -> list[Path]:
+        """Where the maps and intermediate results of an input go, without opening them."""
+        assert item.output is not None  # noqa: S101 - the caller has set it
+        paths = []
+        if self.request.intermediate:
+            paths.append(formats.default_name(item.output, f"_{INTERMEDIATE}", volume.format))
+        if self.request.spread:
+            paths.append(map_name(item.output, SPREAD, placed=volume.affine is not None))
+        return paths
+
+    def _is_done(self, readers: list[Reader]) -> bool:
+        """Whether everything that is asked for is there already, and may stay."""
+        if not self.request.skip_existing:
             return False
+        results = [item.output for item in self.items if item.output is not None]
+        extras = [
+            path
+            for item, reader in zip(self.items, readers, strict=True)
+            for path in self._extra_paths(item, reader.volume)
+        ]
+        there = [path.exists() for path in results]
+        if not any(there):
+            return False
+        missing = next((path for path in (*results, *extras) if not path.exists()), None)
+        if missing is not None:
+            msg = f"{results[there.index(True)].name} exists, but {missing.name} does not."
+            raise ArgumentsError(msg, "Make both again with --overwrite.")
         for item in self.items:
             item.status = "skipped"
         return True
@@ -132,7 +174,8 @@ class Job:
         if given == 1 and wanted in (0, 1, 3):
             return
         if given != wanted:
-            msg = f"{model.checkpoint_id or model.method} takes {wanted or 1} registered channels; {given} were given."
+            takes = f"{wanted} registered channels" if wanted > 1 else "one image at a time"
+            msg = f"{model.checkpoint_id or model.method} takes {takes}; {given} were given."
             raise ArgumentsError(msg, "Name them all with --channels A,B,... in the order it was trained for.")
         if any(reader.volume.channels != 1 for reader in readers):
             msg = "Only grey images can be channels."
@@ -152,7 +195,7 @@ class Job:
                 writer = stack.enter_context(
                     formats.create_image(item.output, reader, result, derivation, overwrite=request.overwrite)
                 )
-                working = full_scale(intensity, reader.volume) if model.arch.full_scale else intensity
+                working = full_scale(intensity, reader.volume.dtype) if model.arch.full_scale else intensity
                 extras = self._extra_writers(stack, item, reader, result, derivation, model)
                 streams.append(Stream(reader, result, working, writer, degradation_of(model), extras))
             Enlarger(streams, model.engine, guide).run(self.progress)
@@ -265,16 +308,11 @@ def derivation_of(model: Model, volume: Volume, result: Volume) -> Derivation:
     )
 
 
-def full_scale(intensity: IntensityRange, volume: Volume) -> IntensityRange:
-    """The range of an 8-bit image's type, for networks that were trained on images divided by 255."""
-    return replace(intensity, minimum=0.0, maximum=255.0) if volume.dtype == np.uint8 else intensity
-
-
 def map_name(output: Path, name: str, *, placed: bool) -> Path:
     """Where a map of real numbers stands beside a result: NIfTI if it has a place, else TIFF."""
-    plain = formats.default_name(output, f"_{name}", "nifti")
-    stem = plain.name.removesuffix("".join(plain.suffixes[-2:])) if plain.name.endswith(".nii.gz") else plain.stem
-    return plain.with_name(stem + (".nii.gz" if placed else ".tiff"))
+    # The name of a folder may be a UID: no part of it is a suffix.
+    stem = output.name if formats.format_of_name(output) is None else formats.stem_of_name(output)
+    return output.with_name(f"{stem}_{name}" + (".nii.gz" if placed else ".tiff"))
 
 
 def _refuse_other_grid(first: Reader, other: Reader) -> None:

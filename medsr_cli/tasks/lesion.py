@@ -69,7 +69,10 @@ def region_size(text: str, scale: Factors) -> tuple[int, int]:
 def _checkpoint(detector: str | None, request: ModelRequest) -> Path:
     from medsr_cli.tasks.weights import open_shelf
 
-    if detector is not None and Path(detector).exists():
+    if detector is not None and (Path(detector).exists() or Path(detector).suffix):
+        if not Path(detector).is_file():
+            msg = f"There is no checkpoint {detector}."
+            raise WeightsError(msg, "Check the path given with --detector.")
         return Path(detector)
     shelf = open_shelf()
     entries = [entry for entry in shelf.manifest.entries if entry.method == MSGAN_DETECTOR.id]

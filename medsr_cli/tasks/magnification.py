@@ -51,8 +51,8 @@ class Magnification:
             return f"{self.spacing_mm:g}mm"
         return "x" + "x".join(f"{f:g}" for f in dict.fromkeys(self.factors))
 
-    def of(self, volume: Volume) -> Factors:
-        """The factors for one image.
+    def of(self, volume: Volume, name: str = "The image") -> Factors:
+        """The factors for one image; `name` is what a refusal calls it.
 
         Raises:
             InputRefused: a spacing was asked for, and the image does not say its own or is as fine already.
@@ -60,12 +60,12 @@ class Magnification:
         if self.spacing_mm is None:
             return self.factors
         if volume.spacing_mm is None:
-            msg = "The image does not say how far apart its pixels are."
+            msg = f"{name} does not say how far apart its pixels are."
             raise InputRefused(msg, "Use --scale instead of --spacing.")
         rows, columns = (spacing / self.spacing_mm for spacing in volume.spacing_mm)
         if max(rows, columns) <= 1 or min(rows, columns) < 1:
             found = " x ".join(f"{spacing:.4g}" for spacing in volume.spacing_mm)
-            msg = f"The image's pixels are {found} mm, not all coarser than the {self.spacing_mm:g} mm asked for."
+            msg = f"{name} has pixels of {found} mm, not all coarser than the {self.spacing_mm:g} mm asked for."
             raise InputRefused(msg, "medsr enlarges; give a smaller --spacing.")
         if max(rows, columns) > LARGEST:
             msg = (

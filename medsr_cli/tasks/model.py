@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsr_cli.engines.engine import Engine, Interpolation
-from medsr_cli.engines.wrapped import BackProjected, Colours, Ensemble, Fitted, Realigned
+from medsr_cli.engines.wrapped import (
+    BACK_PROJECTIONS,
+    BackProjected,
+    Colours,
+    Ensemble,
+    Fitted,
+    Realigned,
+    median_of_orientations,
+)
 from medsr_cli.errors import ArgumentsError, WeightsError
 from medsr_cli.networks import catalogue
 from medsr_cli.tasks.magnification import Factors, in_words
@@ -20,6 +28,11 @@ from medsr_cli.weights.manifest import Entry
 if TYPE_CHECKING:
     from torch import nn
 
+MEDIAN_FACTS: dict[str, Any] = {
+    "ensemble": "median of eight orientations",
+    "back_projection": [BACK_PROJECTIONS, BACK_PROJECTIONS],
+}
+"""For the report of the ultrasound CycleGAN's inference."""
 STEPS_OF_FIT = range(2, 9)
 """Whole scales that `--fit` tries, from the next larger one up."""
 
@@ -193,7 +206,7 @@ def _from_manifest(request: ModelRequest, scale: Factors, modality: str | None, 
     path = shelf.store.verified_path(entry, request.allow_unpinned)
     progress.say(f"Using {entry.id}.")
     model = _load(request, path, entry.variant or entry.method, entry.id, Card.of_entry(entry), own_scale)
-    return _fitted(model, scale) if own_scale != scale else model
+    return fitted(model, scale) if own_scale != scale else model
 
 
 def _select(request: ModelRequest, name: str, scale: Factors, modality: str | None) -> tuple[Entry, Factors]:
@@ -217,7 +230,7 @@ def _select(request: ModelRequest, name: str, scale: Factors, modality: str | No
         raise
 
 
-def _fitted(model: Model, scale: Factors) -> Model:
+def fitted(model: Model, scale: Factors) -> Model:
     """The model at a scale that it does not have itself."""
     facts = {**model.facts, "fitted": f"enlarged by {in_words(model.scale)}, then shrunken to {in_words(scale)}"}
     return replace(model, engine=Fitted(model.engine, scale), scale=scale, facts=facts)
@@ -263,10 +276,13 @@ def _load(
         msg = f"{checkpoint_id} enlarges by {in_words(own_scale)} at most, not by {in_words(scale)}."
         raise ArgumentsError(msg, "--fit shrinks the result of a larger scale; use weights of one.")
     engine = engine_for(net, arch, own_scale, device=request.device, precision=request.precision, tile=request.tile)
+    facts: dict[str, Any] = {}
     if degradation_named(card.degradation or arch.degradation).first_centres:
         engine = Realigned(engine)
-    model = Model(method or variant_of(arch, net), engine, arch, own_scale, checkpoint_id, sha256_of(path), card)
-    return _fitted(model, scale) if own_scale != scale else model
+    if arch.enlarged_first:
+        engine, facts = median_of_orientations(Colours(engine)), dict(MEDIAN_FACTS)
+    model = Model(method or variant_of(arch, net), engine, arch, own_scale, checkpoint_id, sha256_of(path), card, facts)
+    return fitted(model, scale) if own_scale != scale else model
 
 
 def _scale_of(net: nn.Module, arch: catalogue.Arch, scale: Factors) -> Factors:

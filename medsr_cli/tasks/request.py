@@ -109,14 +109,21 @@ def refuse_contradictions(request: UpscaleRequest) -> None:
     if request.spread and not (request.model.ensemble or learns_from_the_image(request.model)):
         msg = "--spread is how far the orientations of an ensemble differ."
         raise ArgumentsError(msg, "Add --tta.")
+    known = _archs(request.model.model)
+    if request.intermediate and known and not any(arch.first_stage for arch in known):
+        msg = f"{request.model.model} has no intermediate result."
+        raise ArgumentsError(msg, "Leave out --intermediate, or use -m msgan.")
+    if request.training != SelfTraining() and not learns_from_the_image(request.model):
+        msg = "--preset, --seed, --max-minutes and --without are for methods that learn from the image itself."
+        raise ArgumentsError(msg, "Leave them out, or use -m uscyclegan.")
     if request.detector and not (request.region or "").startswith("auto"):
         msg = "--detector finds the region that --roi auto asks for."
         raise ArgumentsError(msg, "Add --roi auto.")
-    guided = [arch for arch in _archs(request.model.model) if "guide" in arch.needs]
+    guided = [arch for arch in known if "guide" in arch.needs]
     if guided and request.guide is None:
         msg = f"{request.model.model} needs a second image of the same patient, such as T1 for T2."
         raise ArgumentsError(msg, "Name it with --guide.")
-    if request.guide is not None and _archs(request.model.model) and not guided:
+    if request.guide is not None and known and not guided:
         msg = f"{request.model.model} takes no guide."
         raise ArgumentsError(msg, "Leave out --guide, or use -m cohft.")
 

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from medsr_cli.engines.engine import Engine
-from medsr_cli.engines.wrapped import BackProjected, Colours, Ensemble
+from medsr_cli.engines.wrapped import Colours, median_of_orientations
 from medsr_cli.errors import ArgumentsError, InputRefused, WeightsError
 from medsr_cli.formats.contract import Reader
 from medsr_cli.networks.catalogue import USCYCLEGAN
 from medsr_cli.tasks.magnification import Factors, in_words
-from medsr_cli.tasks.model import Card, Model, ModelRequest
+from medsr_cli.tasks.model import MEDIAN_FACTS, Card, Model, ModelRequest, fitted
 from medsr_cli.tasks.progress import Progress
-from medsr_cli.volume.degradation import BICUBIC_ANTIALIASED
-from medsr_cli.volume.intensity import IntensityRange, measure
+from medsr_cli.volume.intensity import IntensityRange, full_scale, usable_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 MOST_SLICES = 32
 """Slices that are held in memory to learn from; of longer stacks every so many."""
-BACK_PROJECTIONS = 10
-"""Corrections of each orientation, and again of their median (Liu et al., section 3.4)."""
 PERCEPTUAL_NETWORK = "vgg19"
 
 
@@ -51,13 +48,20 @@ class SelfTraining:
 
 
 def train_on(
-    reader: Reader, scale: Factors, request: ModelRequest, how: SelfTraining, target: Path, progress: Progress
+    reader: Reader,
+    intensity: IntensityRange,
+    scale: Factors,
+    request: ModelRequest,
+    how: SelfTraining,
+    target: Path,
+    progress: Progress,
 ) -> Model:
     """Train on the image of `reader`, and make the engine that enlarges it.
 
     Args:
-        reader: the image.
-        scale: enlargement along rows and columns, which must be equal and 2, 3 or 4.
+        reader: the image, or the part of it that is to be enlarged.
+        intensity: the range of the whole image.
+        scale: enlargement along rows and columns: 2, 3 or 4, and with `--fit` whatever is below.
         request: device, threads and how the result is to be used.
         how: preset, seed, time.
         target: the result; an unfinished training is kept beside it and taken up by the next run.
@@ -72,16 +76,16 @@ def train_on(
 
     from medsr_cli.engines.torch_engine import EnlargedFirst, Traits, find_device
 
-    factor = _factor(scale)
+    factor = _factor(scale, request)
     device = find_device(request.device)
     if request.threads:
         torch.set_num_threads(request.threads)
-    images = slices_to_learn_from(reader)
+    images = slices_to_learn_from(reader, intensity)
     trained = _train(images, factor, how, device, unfinished_training(target), progress)
     progress.say(f"Trained for {trained.iterations} iterations (stopped by {trained.stop_reason}); enlarging.")
     traits = Traits.of(USCYCLEGAN, trained.network)
     inner = EnlargedFirst(trained.network, traits, device=str(device), precision=request.precision, tile=request.tile)
-    engine = paper_inference(Colours(inner))
+    engine: Engine = median_of_orientations(Colours(inner))
     engine.warnings += _doubts(trained)
     facts = {
         "trained_on_the_image": {
@@ -95,11 +99,11 @@ def train_on(
             "reconstruction_error": trained.error,
             "reconstruction_error_of_bicubic": trained.bicubic_error,
         },
-        "ensemble": "median of eight orientations",
-        "back_projection": [BACK_PROJECTIONS, BACK_PROJECTIONS],
+        **MEDIAN_FACTS,
     }
     card = Card(degradation=USCYCLEGAN.degradation)
-    return Model(USCYCLEGAN.id, engine, USCYCLEGAN, scale, card=card, facts=facts)
+    model = Model(USCYCLEGAN.id, engine, USCYCLEGAN, (float(factor), float(factor)), card=card, facts=facts)
+    return model if model.scale == scale else fitted(model, scale)
 
 
 def _train(
@@ -144,47 +148,45 @@ def _doubts(trained: Trained) -> list[str]:
     return found
 
 
-def paper_inference(inner: Engine) -> Engine:
-    """The paper's inference: eight orientations, each back-projected, their median, back-projected again.
-
-    Liu et al., section 3.4, as released: 10 corrections and clipping each time.
-    """
-    each = BackProjected(inner, BICUBIC_ANTIALIASED, BACK_PROJECTIONS, clip=True)
-    return BackProjected(Ensemble(each, "median"), BICUBIC_ANTIALIASED, BACK_PROJECTIONS, clip=True)
-
-
 def unfinished_training(target: Path) -> Path:
     """Where the state of a training is kept until the result is whole."""
     return target.with_name(target.name + ".training")
 
 
-def _factor(scale: Factors) -> int:
-    if scale[0] != scale[1] or scale[0] not in USCYCLEGAN.scales:
-        msg = f"{USCYCLEGAN.id} does not enlarge by {in_words(scale)}."
-        raise ArgumentsError(msg, f"It is for {', '.join(map(str, USCYCLEGAN.scales))}.")
-    return int(scale[0])
+def _factor(scale: Factors, request: ModelRequest) -> int:
+    """The whole number that the network is trained for; with `--fit` the next larger one."""
+    if scale[0] == scale[1] and scale[0] in USCYCLEGAN.scales:
+        return int(scale[0])
+    larger = [factor for factor in USCYCLEGAN.scales if factor >= max(scale)]
+    if request.fit and larger:
+        return larger[0]
+    msg = f"{USCYCLEGAN.id} does not enlarge by {in_words(scale)}."
+    raise ArgumentsError(msg, f"It is for {', '.join(map(str, USCYCLEGAN.scales))}; scales below go with --fit.")
 
 
-def slices_to_learn_from(reader: Reader) -> list[np.ndarray]:
+def slices_to_learn_from(reader: Reader, intensity: IntensityRange) -> list[np.ndarray]:
     """Slices (3, rows, columns) in [0, 1], float32; of long stacks evenly spread ones.
+
+    Args:
+        reader: the image.
+        intensity: the range that its values are scaled by; 8-bit images are divided by 255.
 
     Raises:
         InputRefused: an image without contrast.
     """
     volume = reader.volume
-    intensity = measure(reader.slices(), volume.padding, volume.alpha)
-    if intensity.width == 0:
-        msg = f"{reader.path.name} is constant: there is nothing to learn from it."
-        raise InputRefused(msg, "Use another image.")
-    if volume.dtype == np.uint8:
-        intensity = IntensityRange(0.0, 255.0)
+    working = full_scale(intensity, volume.dtype)
     step = -(-volume.slices // MOST_SLICES)
     chosen = []
     for number, pixels in enumerate(reader.slices()):
         colour = pixels[: len(pixels) - volume.alpha]
-        if number % step == 0 and colour.min() != colour.max():
-            unit = np.clip(np.nan_to_num(intensity.normalise(colour)), 0, 1).astype(np.float32)
+        usable, _, _ = usable_values(colour, volume.padding)
+        if number % step == 0 and usable.size and usable.min() != usable.max():
+            unit = np.clip(np.nan_to_num(working.normalise(colour)), 0, 1).astype(np.float32)
             chosen.append(np.repeat(unit, 3, axis=0) if len(unit) == 1 else unit)
+    if not chosen:
+        msg = f"{reader.path.name} is constant: there is nothing to learn from it."
+        raise InputRefused(msg, "Use another image.")
     return chosen
 
 

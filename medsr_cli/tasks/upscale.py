@@ -14,6 +14,7 @@ from medsr_cli.tasks.model import Model, finished, load_model
 from medsr_cli.tasks.progress import Progress, Silent
 from medsr_cli.tasks.request import Item, UpscaleRequest, learns_from_the_image, refuse_contradictions
 from medsr_cli.tasks.self_training import unfinished_training
+from medsr_cli.volume.intensity import IntensityRange
 
 
 def upscale(request: UpscaleRequest, progress: Progress | None = None) -> Iterator[Item]:
@@ -35,6 +36,7 @@ class Upscaler:
 
     def __init__(self, request: UpscaleRequest, progress: Progress) -> None:
         self.request, self.progress = request, progress
+        self._taken: dict[Path, Path] = {}
         self._models: dict[tuple[str | None, Factors], Model] = {}
 
     def run(self) -> Iterator[Item]:
@@ -60,7 +62,7 @@ class Upscaler:
 
     def _together(self, sources: tuple[Path, ...], several: bool) -> Iterator[Item]:
         """Images that go through one run: one, or the registered channels of one patient."""
-        job = Job(self.request, sources, several, self.progress, self._model)
+        job = Job(self.request, sources, several, self.progress, self._model, self._taken)
         try:
             job.run()
             for item in job.items:
@@ -74,13 +76,14 @@ class Upscaler:
                 item.status, item.error = "failed", error
         yield from job.items
 
-    def _model(self, reader: Reader, scale: Factors, target: Path) -> Model:
+    def _model(self, reader: Reader, scale: Factors, target: Path, intensity: IntensityRange) -> Model:
         """The model for an image; those that learn from the image itself are made anew for each."""
         modality = self.request.model.modality or reader.volume.modality
         if learns_from_the_image(self.request.model):
             from medsr_cli.tasks.self_training import train_on
 
-            model = train_on(reader, scale, self.request.model, self.request.training, target, self.progress)
+            how = self.request.training
+            model = train_on(reader, intensity, scale, self.request.model, how, target, self.progress)
             return finished(model, self.request.model)
         key = (modality, scale)
         if key not in self._models:

@@ -5,9 +5,10 @@ PyTorch, the network and archives are imported where they are used: a listing ne
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -311,6 +312,8 @@ class ImportRequest:
     output: Path
     method: str | None = None
     overwrite: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Values of the configuration that no tensor tells, such as a generator's scale."""
 
 
 @dataclass(frozen=True)
@@ -325,6 +328,8 @@ class Imported:
     bytes: int
     sha256: str
     source_sha256: str
+    untold: tuple[str, ...] = ()
+    """Fields of the configuration that no tensor tells."""
 
 
 def import_weights(request: ImportRequest) -> Imported:
@@ -344,6 +349,9 @@ def import_weights(request: ImportRequest) -> Imported:
 
     network = _read_network(request.file, arch, request.file.name)
     found = checkpoint.entry_of(network)
+    if request.settings:
+        wanted = _with_settings(found, network.config, request.settings)
+        network = checkpoint.network_from_state(network.state_dict(), found, wanted, name=request.file.name)
     config = checkpoint.config_of(network)
     if variant is not None and found.variant_of(config) != variant:
         msg = f"{request.file.name} is {found.variant_of(config) or f'a {found.id} of other sizes'}, not {variant}."
@@ -361,7 +369,32 @@ def import_weights(request: ImportRequest) -> Imported:
         bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         source_sha256=source.sha256,
+        untold=found.untold_fields,
     )
+
+
+def _with_settings(arch: catalogue.Arch, config: Any, settings: Mapping[str, str]) -> Any:
+    """The configuration with the values that were given for what no tensor tells.
+
+    Raises:
+        ArgumentsError: a field that tensors do tell, or a value that it cannot have.
+    """
+    changes: dict[str, Any] = {}
+    for name, text in settings.items():
+        if name not in arch.loose_fields:
+            msg = f"{arch.id} has no setting {name} that its tensors leave open."
+            raise ArgumentsError(msg, f"Those are: {', '.join(arch.loose_fields) or 'none'}.")
+        kind = type(getattr(config, name))
+        try:
+            changes[name] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError) as error:
+            msg = f"{name} = {text} is no {kind.__name__}."
+            raise ArgumentsError(msg, "Give NAME=VALUE.") from error
+    try:
+        return dataclasses.replace(config, **changes)
+    except ValueError as error:
+        msg = f"{arch.id} cannot be so: {error}"
+        raise ArgumentsError(msg.rstrip("."), "Give another value.") from error
 
 
 def _method_with_weights(name: str | None) -> tuple[catalogue.Arch | None, str | None]:

@@ -8,7 +8,7 @@ counted.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,11 @@ class IntensityRange:
     def denormalise(self, unit: NDArray[np.floating]) -> NDArray[np.float64]:
         """The inverse of `normalise`."""
         return unit.astype(np.float64) * self.width + self.minimum
+
+
+def full_scale(intensity: IntensityRange, dtype: np.dtype[Any]) -> IntensityRange:
+    """The range of an 8-bit image's type, for networks that were trained on images divided by 255."""
+    return replace(intensity, minimum=0.0, maximum=255.0) if dtype == np.uint8 else intensity
 
 
 def measure(slices: Iterable[Pixels], padding: float | None, alpha: bool = False) -> IntensityRange:

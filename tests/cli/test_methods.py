@@ -483,3 +483,134 @@ def test_no_untrained_network_runs(medsr, scan, tmp_path, method, monkeypatch):
     assert ended.code == 5
     assert "medsr weights" in ended.err
     assert not (tmp_path / "n.nii.gz").exists()
+
+
+# ------------------------------------------------------------------------------------------------- found by use
+
+
+def test_two_channels_of_one_name_are_not_written_over_each_other(medsr, tmp_path):
+    paths = []
+    for name in ("p1", "p2"):
+        (tmp_path / name).mkdir()
+        paths.append(save_nifti(tmp_path / name / "img.nii.gz"))
+    checkpoint = saved(tmp_path / "two.safetensors", almost_nearest(2, channels=2))
+    run = ("upscale", "-m", "rdst", "-s", 2, "-o", tmp_path / "out", "--overwrite")
+    ended = medsr(*run, "--weights", checkpoint, "--channels", ",".join(map(str, paths)))
+    assert ended.code == 2
+    assert "both become" in ended.err
+    assert not (tmp_path / "out").exists()
+    ended = medsr("upscale", *paths, "-m", "bicubic", "-s", 2, "-o", tmp_path / "out", "--overwrite")
+    assert ended.code == 3
+    assert len(ended.out.split()) == 1
+
+
+def test_maps_of_folders_named_by_uid_do_not_collide():
+    from medsr_cli.tasks.job import map_name
+
+    names = {map_name(Path("1.2.840.1001." + end), "spread", placed=True).name for end in "789"}
+    assert names == {f"1.2.840.1001.{end}_spread.nii.gz" for end in "789"}
+    assert map_name(Path("a.b.nii.gz"), "spread", placed=True).name == "a.b_spread.nii.gz"
+    assert map_name(Path("us.png"), "spread", placed=False).name == "us_spread.tiff"
+
+
+@pytest.mark.parametrize("method", ["msgan", "miassr"])
+def test_less_precision_runs_and_says_that_nobody_tried_it(medsr, scan, tmp_path, method):
+    net, scale = (fitted_msgan(), "4") if method == "msgan" else (nearest_miassr(), "2x3")
+    checkpoint = saved(tmp_path / "net.safetensors", net)
+    ended = medsr("upscale", scan, "-m", method, "-s", scale, "--weights", checkpoint, "--precision", "bf16", "--tta",
+                  "-o", tmp_path / "out.nii.gz")  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert "only ever tried in float32" in ended.err
+
+
+def test_training_sees_the_values_that_the_network_will_see(tmp_path):
+    """A bright voxel outside of the region stretches the range of both."""
+    from medsr_cli import formats
+    from medsr_cli.formats.region import Region, cropped
+    from medsr_cli.tasks.self_training import slices_to_learn_from
+    from medsr_cli.volume.intensity import measure
+
+    data = anatomy()
+    data[0, 0, 0] = 20_000
+    reader = formats.open_image(save_nifti(tmp_path / "a.nii.gz", data))
+    part = cropped(reader, Region(8, 8, 20, 20))
+    images = slices_to_learn_from(part, measure(reader.slices(), None))
+    assert images[0].shape == (3, 20, 20)
+    assert max(image.max() for image in images) < 0.11
+
+
+def test_a_generator_runs_with_the_inference_of_its_paper_and_can_be_told_its_scale(medsr, ultrasound, tmp_path):
+    from medsr_cli.networks.uscyclegan import Generator, GeneratorConfig
+
+    torch.manual_seed(0)
+    net = Generator(GeneratorConfig(width1=4, width2=4, width3=4))
+    torch.save(net.state_dict(), tmp_path / "g.pt")
+    out = tmp_path / "g.safetensors"
+    ended = medsr("weights", "import", tmp_path / "g.pt", "-m", "uscyclegan", "-o", out)
+    assert "assumed" in ended.err
+    assert "scale 4" in ended.err
+    run = ("weights", "import", tmp_path / "g.pt", "-m", "uscyclegan", "-o", out, "--overwrite")
+    ended = medsr(*run, "--set", "scale=2", "--set", "negative_slope=0.01")
+    assert ended.code == 0, ended.err
+    assert "assumed" not in ended.err
+    assert medsr(*run, "--set", "width1=3").code == 2
+    assert medsr(*run, "--set", "scale=two").code == 2
+    ended = medsr("upscale", ultrasound, "-m", "uscyclegan", "-s", 2, "--weights", out, "--report", tmp_path / "r.json")
+    assert ended.code in (0, 7), ended.err
+    if ended.code == 0:
+        assert json.loads((tmp_path / "r.json").read_text())["model"]["ensemble"].startswith("median")
+
+
+def test_uscyclegan_fits_scales_below_its_own(medsr, ultrasound, tmp_path):
+    run = ("upscale", ultrasound, "-m", "uscyclegan", "--without", "perceptual", "--max-minutes", "0.03")
+    ended = medsr(*run, "-s", "1.5", "--fit", "-o", tmp_path / "f.png")
+    assert ended.code in (0, 7), ended.err
+    if ended.code == 0:
+        with Image.open(tmp_path / "f.png") as image:
+            assert image.size == (60, 36)
+    assert medsr(*run, "-s", "4.5", "--fit").code == 2
+
+
+def test_what_cannot_be_is_refused_before_the_work(medsr, scan, ultrasound, tmp_path):
+    ended = medsr("upscale", ultrasound, "-m", "uscyclegan", "-s", 2, "--without", "perceptual", "--intermediate")
+    assert ended.code == 2
+    assert not list(tmp_path.glob("*.training"))
+    for options in (
+        ("--spacing", "0.4", "-s", "3"),
+        ("--max-minutes", "1"),
+        ("--seed", "3"),
+        ("--register", "rigid"),
+        ("--register", "foo"),
+        ("--allow-mismatch",),
+    ):
+        ended = medsr("upscale", scan, "-m", "bicubic", *options, "-o", tmp_path / "n.nii.gz")
+        assert ended.code == 2, options
+    assert medsr("upscale", "-m", "rdst", "--channels", f"{scan},").code == 2
+    assert medsr("upscale", scan, "-m", "bicubic", "--roi", "auto", "--detector", "none.safetensors").code == 5
+
+
+def test_skip_existing_counts_the_maps_too(medsr, scan, tmp_path):
+    run = ("upscale", scan, "-m", "bicubic", "-s", 2, "-o", tmp_path / "t.nii.gz")
+    assert medsr(*run).code == 0
+    ended = medsr(*run, "--tta", "--spread", "--skip-existing")
+    assert ended.code == 2
+    assert "t_spread.nii.gz does not" in ended.err
+    assert medsr(*run, "--tta", "--spread", "--overwrite").code == 0
+    assert medsr(*run, "--tta", "--spread", "--skip-existing", "--json").out.count("skipped") == 1
+
+
+def test_results_beside_their_inputs_are_no_inputs_of_the_next_run(medsr, tmp_path):
+    for name in ("a", "b"):
+        save_nifti(tmp_path / f"{name}.nii.gz")
+    run = ("upscale", tmp_path, "-m", "bicubic", "-s", 2, "--tta", "--spread")
+    assert len(medsr(*run).out.split()) == 4
+    again = medsr(*run, "--skip-existing")
+    assert again.code == 0
+    assert len(list(tmp_path.glob("*.nii.gz"))) == 6
+
+
+def test_the_authors_rounding_says_how_far_it_is_off(medsr, scan, tmp_path):
+    checkpoint = saved(tmp_path / "any.safetensors", nearest_miassr("reference"))
+    run = ("upscale", scan, "-m", "miassr", "--weights", checkpoint, "-o", tmp_path / "o.nii.gz", "--overwrite")
+    assert "0.6 of a pixel" in medsr(*run, "-s", "2.71").err
+    assert "of a pixel" not in medsr(*run, "-s", "2").err

@@ -9,9 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from medsr_cli.engines.torch_engine import EnlargedFirst, Traits
-from medsr_cli.engines.wrapped import Colours
+from medsr_cli.engines.wrapped import Colours, median_of_orientations
 from medsr_cli.networks import catalogue, checkpoint
-from medsr_cli.tasks.self_training import paper_inference
 
 
 @pytest.mark.parametrize("tile", [None, 64])
@@ -23,7 +22,7 @@ def test_the_engine_is_the_released_inference(shared, tile):
     for case in json.loads(path.with_suffix(".json").read_text())["cases"]:
         low = tensors[case["x"]].permute(2, 0, 1).numpy()[None].astype(np.float64)
         inner = EnlargedFirst(net, Traits.of(catalogue.USCYCLEGAN, net), device="cpu", tile=tile)
-        result = paper_inference(Colours(inner)).run(low)
+        result = median_of_orientations(Colours(inner)).run(low)
         expected = tensors[case["y_sym"]].permute(2, 0, 1).numpy()
         np.testing.assert_allclose(result.planes[0], expected, atol=1e-4 * np.ptp(expected))
         assert result.extras["spread"].shape == result.planes.shape
