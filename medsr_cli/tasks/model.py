@@ -279,6 +279,7 @@ def _load(
     facts: dict[str, Any] = {}
     if degradation_named(card.degradation or arch.degradation).first_centres:
         engine = Realigned(engine)
+        facts["input_moved"] = "by (s - 1) / (2 s) of a pixel: the checkpoint's training pairs share first centres"
     if arch.enlarged_first:
         engine, facts = median_of_orientations(Colours(engine)), dict(MEDIAN_FACTS)
     model = Model(method or variant_of(arch, net), engine, arch, own_scale, checkpoint_id, sha256_of(path), card, facts)

@@ -348,7 +348,14 @@ def test_cohft_takes_a_guide_in_its_own_geometry(medsr, scan, tmp_path, scale):
     ended = medsr(*run, "--guide", guide, "-o", target, "--report", report)
     assert ended.code == 0, ended.err
     edges_align(scan, target)
-    assert json.loads(report.read_text())["guide"]
+    facts = json.loads(report.read_text())
+    assert facts["guide"]
+    assert "input_moved" not in facts["model"]
+    cropped = saved(tmp_path / "kspace.safetensors", fitted_cohft(scale, seen), degradation="fourier")
+    ended = medsr(*run[:-1], cropped, "--guide", guide, "-o", target, "--report", report, "--overwrite")
+    assert ended.code in (0, 7), ended.err
+    if ended.code == 0:
+        assert "first centres" in json.loads(report.read_text())["model"]["input_moved"]
     alone = medsr(*run, "-o", tmp_path / "n.nii.gz")
     assert alone.code == 2
     assert "--guide" in alone.err
