@@ -112,8 +112,8 @@ def upscale(
     NAME becomes NAME_x4-rdst/, a new series of the same study. The paths of the results are printed.
     """
     from medsr_cli.tasks.model import ModelRequest
-    from medsr_cli.tasks.request import UpscaleRequest
-    from medsr_cli.tasks.self_training import SelfTraining, known_preset, refuse_unknown_terms
+    from medsr_cli.tasks.request import UpscaleRequest, known_preset
+    from medsr_cli.tasks.self_training import SelfTraining, refuse_unknown_terms
     from medsr_cli.tasks.upscale import upscale as run
 
     refuse_backend(backend)

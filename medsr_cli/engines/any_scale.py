@@ -12,7 +12,6 @@ from torch import nn
 from medsr_cli.engines.engine import Planes, Size
 from medsr_cli.engines.tiles import halo_boxes
 from medsr_cli.engines.torch_engine import TorchEngine, Traits
-from medsr_cli.errors import ArgumentsError
 from medsr_cli.networks.miassr import AxisGrid, Scale, grid_of, inverse_scale
 from medsr_cli.volume.geometry import enlarged_length
 
@@ -41,10 +40,6 @@ class AnyScaleEngine(TorchEngine):
         traits = Traits(1, config.in_channels, "exact")
         super().__init__(net, traits, device=device, precision=precision, tile=tile)
         self._wanted_precision = precision
-        low, high = 1.0, 4.0
-        if not (low <= min(scale) and low < max(scale) <= high):
-            msg = f"MIASSR does not enlarge by {scale[0]:g} x {scale[1]:g}."
-            raise ArgumentsError(msg, "Give scales above 1 and up to 4.")
         self.scale = scale
         self.exact = config.rounding == "exact"
 

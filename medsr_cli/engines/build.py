@@ -7,6 +7,7 @@ from torch import nn
 from medsr_cli.engines.any_scale import AnyScaleEngine
 from medsr_cli.engines.engine import Engine
 from medsr_cli.engines.torch_engine import EnlargedFirst, TorchEngine, Traits, TwoStages
+from medsr_cli.errors import ArgumentsError
 from medsr_cli.networks.catalogue import Arch
 
 
@@ -35,6 +36,10 @@ def engine_for(
     """
     engine: TorchEngine
     if arch.scale_range is not None:
+        low, high = arch.scale_range
+        if not (low <= min(scale) and low < max(scale) <= high):
+            msg = f"{arch.id} does not enlarge by {scale[0]:g} x {scale[1]:g}."
+            raise ArgumentsError(msg, f"Give scales above {low:g} and up to {high:g}.")
         engine = AnyScaleEngine(net, scale, device=device, precision=precision, tile=tile)
     else:
         kind = EnlargedFirst if arch.enlarged_first else TwoStages if arch.first_stage else TorchEngine

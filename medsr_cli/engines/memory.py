@@ -12,15 +12,8 @@ SHARE = 0.5
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def usable_bytes(device: torch.device, limit_bytes: int | None = None) -> int:
-    """Bytes that a run on this device may plan with.
-
-    Args:
-        device: where the network runs.
-        limit_bytes: the user's own limit, which is kept; None leaves it to what is free.
-    """
-    if limit_bytes is not None:
-        return limit_bytes
+def usable_bytes(device: torch.device) -> int:
+    """Bytes that a run on this device may plan with."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * SHARE)

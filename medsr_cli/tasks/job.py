@@ -70,7 +70,7 @@ class Job:
         assert target is not None  # noqa: S101 - `_open` has just set it
         # Of whole images, also where a part is enlarged: its values mean the same as beside it.
         intensities = [measure(r.slices(), r.volume.padding, r.volume.alpha) for r in readers]
-        readers = [self._region(reader, scale) for reader in readers]
+        readers = self._parts(readers, intensities[0], scale)
         model = self.load(readers[0], scale, target, intensities[0])
         self._refuse_channels(model, readers)
         for item, reader, intensity in zip(self.items, readers, intensities, strict=True):
@@ -96,7 +96,7 @@ class Job:
             item.output = target_of(request, request.ending, reader, self.several)
             refuse_same(item.source, item.output)
             self._refuse_taken(item)
-            for path in (item.output, *self._extra_paths(item, reader.volume)):
+            for path in (item.output, *self._extra_paths(item, reader.volume).values()):
                 refuse_existing(path, request.overwrite or request.skip_existing)
         for reader in readers[1:]:
             _refuse_other_grid(readers[0], reader)
@@ -110,14 +110,14 @@ class Job:
             msg = f"{item.source} and {first} would both become {item.output.name}."
             raise ArgumentsError(msg, "Give them different names, or upscale them into different folders.")
 
-    def _extra_paths(self, item: Item, volume: Volume) -> list[Path]:
+    def _extra_paths(self, item: Item, volume: Volume) -> dict[str, Path]:
         """Where the maps and intermediate results of an input go, without opening them."""
         assert item.output is not None  # noqa: S101 - the caller has set it
-        paths = []
+        paths = {}
         if self.request.intermediate:
-            paths.append(formats.default_name(item.output, f"_{INTERMEDIATE}", volume.format))
+            paths[INTERMEDIATE] = formats.default_name(item.output, f"_{INTERMEDIATE}", volume.format)
         if self.request.spread:
-            paths.append(map_name(item.output, SPREAD, placed=volume.affine is not None))
+            paths[SPREAD] = map_name(item.output, SPREAD, placed=volume.affine is not None)
         return paths
 
     def _is_done(self, readers: list[Reader]) -> bool:
@@ -128,7 +128,7 @@ class Job:
         extras = [
             path
             for item, reader in zip(self.items, readers, strict=True)
-            for path in self._extra_paths(item, reader.volume)
+            for path in self._extra_paths(item, reader.volume).values()
         ]
         there = [path.exists() for path in results]
         if not any(there):
@@ -141,23 +141,24 @@ class Job:
             item.status = "skipped"
         return True
 
-    def _region(self, reader: Reader, scale: Factors) -> Reader:
-        """The part of the image that was asked for."""
+    def _parts(self, readers: list[Reader], intensity: IntensityRange, scale: Factors) -> list[Reader]:
+        """The part of the images that was asked for: one region, which the first image decides."""
         text = self.request.region
         if text is None:
-            return reader
+            return readers
         from medsr_cli.formats.region import Region, cropped
 
         if text.startswith("auto"):
             from medsr_cli.tasks.lesion import find_region
 
-            region = find_region(reader, text, scale, self.request.model, self.request.detector, self.facts)
+            request = self.request
+            region = find_region(readers[0], intensity, text, scale, request.model, request.detector, self.facts)
         else:
             region = Region.parse(text)
         self.facts["region"] = {
             "x": region.left, "y": region.top, "width": region.width, "height": region.height
         }  # fmt: skip
-        return cropped(reader, region)
+        return [cropped(reader, region) for reader in readers]
 
     def _doubts(self, model: Model, volume: Volume) -> list[str]:
         modality = self.request.model.modality or volume.modality
@@ -231,22 +232,21 @@ class Job:
     def _extra_writers(
         self, stack: ExitStack, item: Item, reader: Reader, result: Volume, derivation: Derivation, model: Model
     ) -> dict[str, tuple[Volume, Any]]:
+        paths = self._extra_paths(item, reader.volume)
         extras: dict[str, tuple[Volume, Any]] = {}
-        assert item.output is not None  # noqa: S101 - set by `_open`
-        if self.request.intermediate:
+        if INTERMEDIATE in paths:
             factor = model.arch.first_stage
             if not factor:
                 msg = f"{model.method} has no intermediate result."
                 raise ArgumentsError(msg, "Leave out --intermediate, or use -m msgan.")
             grid = reader.volume.enlarged(reader.volume.rows * factor, reader.volume.columns * factor)
-            path = formats.default_name(item.output, f"_{INTERMEDIATE}", reader.volume.format)
             said = derivation_of(model, reader.volume, grid)
-            extras[INTERMEDIATE] = grid, self._open_extra(stack, item, path, reader, grid, said)
-        if self.request.spread:
+            extras[INTERMEDIATE] = grid, self._open_extra(stack, item, paths[INTERMEDIATE], reader, grid, said)
+        if SPREAD in paths:
             grid = spread_volume(result)
-            path = map_name(item.output, SPREAD, placed=result.affine is not None)
             said = replace(derivation, method=f"{derivation.method} {SPREAD}")
-            extras[SPREAD] = grid, self._open_extra(stack, item, path, _Placed(grid, item.source), grid, said)
+            source = _Placed(grid, item.source)
+            extras[SPREAD] = grid, self._open_extra(stack, item, paths[SPREAD], source, grid, said)
         return extras
 
     def _open_extra(

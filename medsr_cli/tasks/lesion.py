@@ -14,14 +14,20 @@ from medsr_cli.formats.region import Region, centred
 from medsr_cli.networks.catalogue import MSGAN_DETECTOR
 from medsr_cli.tasks.magnification import Factors
 from medsr_cli.tasks.model import ModelRequest
-from medsr_cli.volume.intensity import measure
+from medsr_cli.volume.intensity import IntensityRange
 
 SIDE_OF_RESULT = 120
 """Pixels of an upscaled region along each axis unless asked for otherwise (BraTS, dissertation section 3.4)."""
 
 
 def find_region(
-    reader: Reader, text: str, scale: Factors, request: ModelRequest, detector: str | None, facts: dict[str, Any]
+    reader: Reader,
+    intensity: IntensityRange,
+    text: str,
+    scale: Factors,
+    request: ModelRequest,
+    detector: str | None,
+    facts: dict[str, Any],
 ) -> Region:
     """The region of interest of an image, whole pixels.
 
@@ -30,6 +36,7 @@ def find_region(
 
     Args:
         reader: the image.
+        intensity: its range.
         text: `auto`, or `auto:WxH` with the size of the region in pixels of the input.
         scale: enlargement along rows and columns; the region's usual size is that of its result.
         request: device and threads.
@@ -41,7 +48,7 @@ def find_region(
         WeightsError: there is no detector on this machine.
     """
     height, width = region_size(text, scale)
-    centres = _centres(reader, request, _checkpoint(detector, request))
+    centres = _centres(reader, intensity, request, _checkpoint(detector, request))
     x, y = (float(value) for value in np.median(centres, axis=0))
     facts["lesion_detector"] = {
         "centre": [round(x, 4), round(y, 4)],
@@ -75,17 +82,14 @@ def _checkpoint(detector: str | None, request: ModelRequest) -> Path:
             raise WeightsError(msg, "Check the path given with --detector.")
         return Path(detector)
     shelf = open_shelf()
-    entries = [entry for entry in shelf.manifest.entries if entry.method == MSGAN_DETECTOR.id]
-    if detector is not None:
-        entries = [shelf.manifest.entry(detector)]
-    for entry in entries:
-        if shelf.store.present(entry):
-            return shelf.store.verified_path(entry, request.allow_unpinned)
+    entry = shelf.first_present(MSGAN_DETECTOR.id) if detector is None else shelf.manifest.entry(detector)
+    if entry is not None and shelf.store.present(entry):
+        return shelf.store.verified_path(entry, request.allow_unpinned)
     msg = "There is no lesion detector on this machine."
     raise WeightsError(msg, "Name a checkpoint of one with --detector, or the region itself with --roi x,y,w,h.")
 
 
-def _centres(reader: Reader, request: ModelRequest, path: Path) -> np.ndarray:
+def _centres(reader: Reader, intensity: IntensityRange, request: ModelRequest, path: Path) -> np.ndarray:
     """The detector's centre (x, y), normalised to [0, 1], for every slice with something in it."""
     import torch
 
@@ -99,7 +103,6 @@ def _centres(reader: Reader, request: ModelRequest, path: Path) -> np.ndarray:
         raise WeightsError(msg, f"Use a checkpoint of {MSGAN_DETECTOR.id}.")
     network = network.to(device)
     volume = reader.volume
-    intensity = measure(reader.slices(), volume.padding, volume.alpha)
     found: list[np.ndarray] = []
     for pixels in reader.slices():
         grey = pixels[: len(pixels) - volume.alpha]

@@ -28,6 +28,8 @@ from medsr_cli.weights.manifest import Entry
 if TYPE_CHECKING:
     from torch import nn
 
+    from medsr_cli.tasks.weights import Shelf
+
 MEDIAN_FACTS: dict[str, Any] = {
     "ensemble": "median of eight orientations",
     "back_projection": [BACK_PROJECTIONS, BACK_PROJECTIONS],
@@ -202,23 +204,21 @@ def _from_manifest(request: ModelRequest, scale: Factors, modality: str | None, 
 
     shelf = open_shelf()
     name = request.weights or request.model
-    entry, own_scale = _select(request, name, scale, modality)
+    entry, own_scale = _select(shelf, request.fit, name, scale, modality)
     path = shelf.store.verified_path(entry, request.allow_unpinned)
     progress.say(f"Using {entry.id}.")
     model = _load(request, path, entry.variant or entry.method, entry.id, Card.of_entry(entry), own_scale)
     return fitted(model, scale) if own_scale != scale else model
 
 
-def _select(request: ModelRequest, name: str, scale: Factors, modality: str | None) -> tuple[Entry, Factors]:
+def _select(shelf: Shelf, fit: bool, name: str, scale: Factors, modality: str | None) -> tuple[Entry, Factors]:
     """The checkpoint to use, and the scale that it is used at, which with `--fit` may be a larger one."""
-    from medsr_cli.tasks.weights import open_shelf
     from medsr_cli.weights.selection import select
 
-    shelf = open_shelf()
     try:
         return select(shelf.manifest, name, scale, modality, shelf.store.present), scale
     except ArgumentsError:
-        if not request.fit:
+        if not fit:
             raise
         for larger in STEPS_OF_FIT:
             if larger >= max(scale):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from medsr_cli.errors import ArgumentsError, MedsrError
 from medsr_cli.networks import catalogue
 from medsr_cli.tasks.magnification import Magnification
 from medsr_cli.tasks.model import ModelRequest
-from medsr_cli.tasks.self_training import SelfTraining
+from medsr_cli.tasks.self_training import PRESET_NAMES, Preset, SelfTraining
 
+Word = TypeVar("Word", bound=str)
 Registration = Literal["none", "rigid"]
 REGISTRATIONS: tuple[Registration, ...] = ("none", "rigid")
 
@@ -136,13 +137,26 @@ def _archs(name: str) -> list[catalogue.Arch]:
 
 
 def known_registration(name: str) -> Registration:
-    """One of the two.
+    """`none` or `rigid`.
 
     Raises:
         ArgumentsError: it is neither.
     """
-    for known in REGISTRATIONS:
-        if name == known:
-            return known
-    msg = f"There is no registration called {name!r}."
-    raise ArgumentsError(msg, "Give --register none or rigid.")
+    return _one_of(name, REGISTRATIONS, "registration")
+
+
+def known_preset(name: str) -> Preset:
+    """`released` or `paper`.
+
+    Raises:
+        ArgumentsError: it is neither.
+    """
+    return _one_of(name, PRESET_NAMES, "preset")
+
+
+def _one_of(name: str, known: tuple[Word, ...], what: str) -> Word:
+    for word in known:
+        if name == word:
+            return word
+    msg = f"There is no {what} called {name!r}."
+    raise ArgumentsError(msg, f"Give {' or '.join(known)}.")

@@ -74,7 +74,8 @@ def train_on(
     """
     import torch
 
-    from medsr_cli.engines.torch_engine import EnlargedFirst, Traits, find_device
+    from medsr_cli.engines.build import engine_for
+    from medsr_cli.engines.torch_engine import find_device
 
     factor = _factor(scale, request)
     device = find_device(request.device)
@@ -83,8 +84,10 @@ def train_on(
     images = slices_to_learn_from(reader, intensity)
     trained = _train(images, factor, how, device, unfinished_training(target), progress)
     progress.say(f"Trained for {trained.iterations} iterations (stopped by {trained.stop_reason}); enlarging.")
-    traits = Traits.of(USCYCLEGAN, trained.network)
-    inner = EnlargedFirst(trained.network, traits, device=str(device), precision=request.precision, tile=request.tile)
+    own_scale = (float(factor), float(factor))
+    inner = engine_for(
+        trained.network, USCYCLEGAN, own_scale, device=str(device), precision=request.precision, tile=request.tile
+    )
     engine: Engine = median_of_orientations(Colours(inner))
     engine.warnings += _doubts(trained)
     facts = {
@@ -102,7 +105,7 @@ def train_on(
         **MEDIAN_FACTS,
     }
     card = Card(degradation=USCYCLEGAN.degradation)
-    model = Model(USCYCLEGAN.id, engine, USCYCLEGAN, (float(factor), float(factor)), card=card, facts=facts)
+    model = Model(USCYCLEGAN.id, engine, USCYCLEGAN, own_scale, card=card, facts=facts)
     return model if model.scale == scale else fitted(model, scale)
 
 
@@ -201,13 +204,13 @@ def _perceptual(device: str) -> Callable[[Tensor, Tensor], Tensor]:
     from medsr_cli.tasks.weights import open_shelf
 
     shelf = open_shelf()
-    entries = [entry for entry in shelf.manifest.entries if entry.method == PERCEPTUAL_NETWORK]
-    present = [entry for entry in entries if shelf.store.present(entry)]
-    if not present:
-        known = entries[0].id if entries else PERCEPTUAL_NETWORK
+    entry = shelf.first_present(PERCEPTUAL_NETWORK)
+    if entry is None:
+        listed = [entry.id for entry in shelf.manifest.entries if entry.method == PERCEPTUAL_NETWORK]
+        known = listed[0] if listed else PERCEPTUAL_NETWORK
         msg = "The perceptual term of the loss needs VGG-19, which is not on this machine."
         raise WeightsError(msg, f"Run: medsr weights pull {known}, or train without it: --without perceptual.")
-    network = load_network(shelf.store.verified_path(present[0], allow_unpinned=True))
+    network = load_network(shelf.store.verified_path(entry, allow_unpinned=True))
     return cyclegan_loss(network.to(device))
 
 
@@ -216,19 +219,6 @@ def _teller(progress: Progress) -> Callable[[int, int, float, float | None, floa
         progress.training(iteration, limit, loss, eta_s)
 
     return tell
-
-
-def known_preset(name: str) -> Preset:
-    """One of the two.
-
-    Raises:
-        ArgumentsError: it is neither.
-    """
-    for known in PRESET_NAMES:
-        if name == known:
-            return known
-    msg = f"There is no preset called {name!r}."
-    raise ArgumentsError(msg, "Give released or paper.")
 
 
 def refuse_unknown_terms(without: Sequence[str]) -> None:

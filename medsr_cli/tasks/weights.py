@@ -32,6 +32,11 @@ class Shelf:
     manifest: Manifest
     store: Store
 
+    def first_present(self, method: str) -> Entry | None:
+        """The first checkpoint of a method that is on this machine, in the manifest's order."""
+        entries = (entry for entry in self.manifest.entries if entry.method == method)
+        return next((entry for entry in entries if self.store.present(entry)), None)
+
 
 def open_shelf(manifest_path: Path | None = None, store: Store | None = None) -> Shelf:
     """The checkpoints known to this machine.

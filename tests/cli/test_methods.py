@@ -621,3 +621,18 @@ def test_the_authors_rounding_says_how_far_it_is_off(medsr, scan, tmp_path):
     run = ("upscale", scan, "-m", "miassr", "--weights", checkpoint, "-o", tmp_path / "o.nii.gz", "--overwrite")
     assert "0.6 of a pixel" in medsr(*run, "-s", "2.71").err
     assert "of a pixel" not in medsr(*run, "-s", "2").err
+
+
+def test_channels_share_one_region(medsr, tmp_path, monkeypatch):
+    """The detector once ran on each channel by itself, and cut each at another place."""
+    from medsr_cli.formats.region import Region
+    from medsr_cli.tasks import lesion
+
+    places = iter((4, 12))
+    monkeypatch.setattr(lesion, "find_region", lambda *_: Region(next(places), 6, 16, 16))
+    names = [save_nifti(tmp_path / f"{name}.nii.gz", anatomy(seed=n)) for n, name in enumerate("ab")]
+    checkpoint = saved(tmp_path / "two.safetensors", almost_nearest(2, channels=2))
+    ended = medsr("upscale", "-m", "rdst", "-s", 2, "--weights", checkpoint, "-o", tmp_path / "out", "--roi", "auto",
+                  "--channels", ",".join(map(str, names)))  # fmt: skip
+    assert ended.code in (0, 7), ended.err
+    assert next(places) == 12, "it was looked for once"
