@@ -15,9 +15,9 @@ from typing import Literal
 
 from medsr_cli.errors import ArgumentsError
 
-Kind = Literal["network", "baseline", "detector", "perceptual"]
+Kind = Literal["network", "baseline", "detector", "perceptual", "segmentation"]
 """`detector`: a network that finds a region and enlarges nothing; `perceptual`: one whose activations a loss
-compares."""
+compares; `segmentation`: one that labels pixels."""
 Tiling = Literal["exact", "blended", "inexact", "fixed"]
 """What tiles do to the result: nothing; little, blended on the window grid; much, since the network takes
 statistics of the whole image; or the network runs at one size only and always goes by tiles."""
@@ -145,7 +145,8 @@ RDST = Arch(
         "That the network is the published one: yes, by golden fixtures, for every variant and scale.",
         "The PSNR of the paper on OASIS (33.42 dB at x4): not here, since OASIS and the authors' files are not "
         "part of medsr; pull the authors' checkpoints and measure on OASIS.",
-        "That a segmentation-based loss helps the Dice score: not yet, the second stage of training is not built.",
+        "That a segmentation-based loss helps the Dice score: the second stage of training is here (presets paper-e1, "
+        "paper-hrl); whether it helps on your images, train both and compare.",
     ),
     repeats=("n_rdstb", "dstb_per_rdstb", "stl_per_dstb"),
     loose_fields=("mlp_ratio",),
@@ -167,6 +168,7 @@ MIASSR = Arch(
     variants={"miassr": {"n_blocks": 16, "n_feats": 64, "hidden": 256, "kernel": 3}},
     degradation="cubic-blur",
     tiling="exact",
+    trainable=True,
     keys=("feature_extractor.head.0.weight", "meta_upsampler.P2W.meta_block.0.weight"),
     repeats=("n_blocks",),
     loose_fields=("rounding",),
@@ -208,6 +210,7 @@ MSGAN = Arch(
     },
     first_stage=2,
     tiling="exact",
+    trainable=True,
     keys=("f1.blocks.0.conv1.weight", "m1.conv.weight", "c1.weight", "m2.conv.weight"),
     repeats=("n_blocks",),
     loose_fields=("second_relu",),
@@ -221,7 +224,7 @@ MSGAN = Arch(
     parameters={"msgan": 2_779_586, "ms-srresnet": 1_519_938},
     authors="A README and a poster (github.com/GinZhu/MSGAN): no code, no weights, licence not stated.",
     claims=(
-        "The two-stage generator and MS-SRResNet are here as the texts describe them; their training is not yet.",
+        "The two-stage generator, MS-SRResNet and their training are here as the texts describe them.",
         "The figures of the papers cannot be reproduced: no weights were published, the weights of the loss are not "
         "given, BraTS is not here, and the two cardiac data sets are private.",
         "What the texts leave open (skips, ReLU after each shuffle, biases) was decided here and is marked [ours].",
@@ -240,6 +243,7 @@ MSGAN_DETECTOR = Arch(
     network="LesionDetector",
     config="LesionDetectorConfig",
     variants={"msgan-detector": {"widths": "32,64,128,128,128", "hidden": "1024,128", "side": 128}},
+    trainable=True,
     keys=("levels.0.0.conv1.weight", "levels.0.1.norm2.running_var", "fc.0.weight", "fc.1.weight"),
     summary=(
         "The image, resized to 128 x 128 (bilinear), goes through five levels of two residual blocks and 2x2 max\n"
@@ -250,7 +254,7 @@ MSGAN_DETECTOR = Arch(
     parameters={"msgan-detector": 4_096_898},
     authors="Described in the dissertation only: no code, no weights, licence not stated.",
     claims=(
-        "The detector is built as the text describes it; its training is not built yet.",
+        "The detector and its training are built as the text describes them.",
         "That its region covers the whole tumour in 89.1 % of the x4 test slices cannot be checked: no weights were "
         "published and BraTS is not here.",
         "The size of its input is not given in the text; 128 was decided here.",
@@ -275,6 +279,7 @@ M2TRANS = Arch(
     full_scale=True,
     bytes_per_pixel=4_000,
     tiling="inexact",
+    trainable=True,
     keys=("body.0.attn1.rel_h", "body.0.feed_forward.0.weight"),
     repeats=("n_blocks",),
     summary=(
@@ -392,6 +397,7 @@ COHFT = Arch(
     bytes_per_pixel=60_000,
     tiling="inexact",
     needs=("guide",),
+    trainable=True,
     keys=("stages.0.inter_modality.attention.to_q.weight", "guide_gate.0.weight"),
     repeats=("stages", "rrdb_per_stage", "rdbs", "convs"),
     loose_fields=("window",),
@@ -409,8 +415,8 @@ COHFT = Arch(
         "No weights of the network of the text."
     ),
     claims=(
-        "The network of the text and its degradation are here in the sizes S, M and L, for any image size; its "
-        "training is not yet.",
+        "The network of the text, its degradation and its training are here in the sizes S, M and L, for any image "
+        "size.",
         "Table 1 (BraTS2018 and IXI) cannot be reproduced: no weights of this structure were published and the data "
         "are not here; a network trained on other data shows what the method does, not those figures.",
         "The 152.106 M parameters of the paper's L are reached by no reading of its text: windows whose pixels are "
@@ -449,6 +455,7 @@ COHFT_RELEASED = Arch(
     "which that set's own documentation calls FLAIR and contrast-enhanced T1: they may not be for T2 guided by T1.",
     tiling="fixed",
     needs=("guide",),
+    trainable=True,
     keys=("sam1.x_pos_embedding", "t1_fea_conv.0.weight"),
     repeats=("rrdbs", "rdbs", "convs"),
     loose_fields=("heads",),
@@ -498,6 +505,94 @@ LANCZOS = Arch(
     channels=(),
 )
 
+SEGMENTATION = Arch(
+    id="segmentation",
+    kind="segmentation",
+    title="Segmentation U-Net (losses and Dice of RDST)",
+    paper="J. Zhu, G. Yang, P. Liò, arXiv 2302.11184 (2023); U-Net with the encoder of ResNet-34",
+    licence="as medsr; written from the papers, no code of the authors",
+    scales=(),
+    channels=(1, 4),
+    module="medsr_cli.networks.seg_unet",
+    network="SegUnet",
+    config="SegUnetConfig",
+    variants={
+        "segmentation": {"width": 64, "blocks": "3,4,6,3", "decoder": "256,128,64,32,16"},
+        "segmentation-16": {"width": 16, "blocks": "3,4,6,3", "decoder": "64,32,16,8,4"},
+    },
+    size_multiple=32,
+    trainable=True,
+    keys=("encoder.layer1.0.conv1.weight", "decoder.blocks.0.conv1.0.weight", "segmentation_head.0.weight"),
+    summary=(
+        "Encoder: E(1) 7x7 convolution, stride 2, BN, ReLU; E(2) 3x3 maximum pooling, 3 basic blocks of 64; E(3) to\n"
+        "E(5) 4, 6 and 3 blocks of 128, 256 and 512, each halving the sides. Decoder: five times nearest-neighbour\n"
+        "x2, the skip E(4), E(3), E(2), E(1) or none beside it, two 3x3 convolutions with BN and ReLU (256, 128, 64,\n"
+        "32 and 16 channels: D); 3x3 convolution to the classes, 0 the background. RDST's second stage compares E(i),\n"
+        "D or the soft Dice of labels of a result and its target. Trained with the Dice loss on images and labels.\n"
+        "segmentation-16 is the same with a quarter of the channels [ours], for small machines."
+    ),
+    parameters={"segmentation": 24_430_532, "segmentation-16": 1_531_172},
+    authors="One checkpoint for OASIS (loss/unet_oasis.pt in github.com/GinZhu/RDST), a licence is not stated.",
+    claims=(
+        "Features, logits and every loss on them equal the authors' by golden fixtures, with running and with batch "
+        "statistics.",
+        "The Dice scores of the paper are not here: they need its U-Nets and data (OASIS, BraTS, ACDC, COVID-19 CT).",
+    ),
+)
+
+MEDCLIP = Arch(
+    id="medclip",
+    kind="perceptual",
+    title="MedCLIP-ViT (image and text encoders for M2Trans' semantic loss)",
+    paper="Z. Wang et al., EMNLP 2022, arXiv 2210.10163; Swin: arXiv 2103.14030; BERT: arXiv 1810.04805",
+    licence="as medsr; written from the papers, no code of the authors",
+    scales=(),
+    channels=(3,),
+    module="medsr_cli.networks.medclip",
+    network="MedClip",
+    config="MedClipConfig",
+    variants={
+        "medclip-vit": {"width": 96, "depths": "2,2,6,2", "heads": "3,6,12,24", "text_layers": 12, "text_width": 768}
+    },
+    keys=("vision_model.projection_head.weight", "text_model.projection_head.weight"),
+    loose_fields=("text_heads",),
+    summary=(
+        "Image: Swin-tiny (patches of 4, windows of 7, 96 to 768 channels) on 224 x 224, mean of all tokens, linear\n"
+        "to 512 without bias. Text: BERT of 12 layers on WordPiece tokens, mean of the hidden states 1, 2 and 12 over\n"
+        "all tokens, linear to 512 without bias. Both are compared by their cosine."
+    ),
+    parameters={"medclip-vit": 136_025_466},
+    authors="Weights (medclip-vit-pretrained.zip of github.com/RyanWangZf/MedCLIP), their licence not stated.",
+    claims=("It enlarges nothing. The semantic loss needs these weights and BERT's vocabulary on this machine.",),
+)
+
+INCEPTION = Arch(
+    id="inception",
+    kind="perceptual",
+    title="Inception-v3 (features for the Fréchet inception distance)",
+    paper="C. Szegedy et al., CVPR 2016, arXiv 1512.00567; M. Heusel et al., NeurIPS 2017, arXiv 1706.08500",
+    licence="as medsr; written from the papers",
+    scales=(),
+    channels=(3,),
+    module="medsr_cli.networks.inception",
+    network="Inception",
+    config="InceptionConfig",
+    variants={"inception": {"divisor": 1}},
+    keys=("Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight"),
+    summary=(
+        "Images resized to 299 x 299 (bilinear) and scaled to [-1, 1]; five convolutions, then blocks of parallel\n"
+        "convolutions: three at 35 x 35, four at 17 x 17, two at 8 x 8 pixels; the mean of the last 2048 channels. As\n"
+        "in TensorFlow's inception-2015-12-05: means of pooling leave out what lies beyond the border, and the last\n"
+        "block pools by the maximum. The distance compares the Gaussians of two sets of features."
+    ),
+    parameters={"inception": 21_785_568},
+    authors=(
+        "TensorFlow's weights, converted by pytorch-fid (pt_inception-2015-12-05-6726825d.pth); its code is "
+        "Apache-2.0, a licence of the weights is not stated."
+    ),
+    claims=("It enlarges nothing. FID is measured with a copy of these weights on this machine, or refused.",),
+)
+
 CATALOGUE: tuple[Arch, ...] = (
     RDST,
     MIASSR,
@@ -508,6 +603,9 @@ CATALOGUE: tuple[Arch, ...] = (
     VGG19,
     COHFT,
     COHFT_RELEASED,
+    SEGMENTATION,
+    MEDCLIP,
+    INCEPTION,
     BICUBIC,
     LANCZOS,
 )
