@@ -1,8 +1,8 @@
 """From a folder of images to one packed file: what is found, whose it is, and what is left out and why.
 
-A subject is a BIDS `sub-XX` in the path, else the first folder level, else the file itself. Validation is
-split by subject, and an image that is there twice is taken once, so that nothing of what is validated on was
-trained on.
+A subject is a BIDS `sub-XX` in the path, else the first folder level, else the file itself; folders that differ
+only by a session (`p01_s1`, `p01_s2`) are one. Validation is split by subject, and an image that is there twice is
+taken once, so that nothing of what is validated on was trained on.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import fnmatch
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from medsr_cli.errors import ArgumentsError, InputRefused
+from medsr_cli.errors import ArgumentsError, InputRefused, RunError
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.formats.contract import Reader
 from medsr_cli.training.pack import PackedVolume, PackWriter
-from medsr_cli.volume.intensity import IntensityRange, measure
-from medsr_cli.volume.volume import Volume
+from medsr_cli.training.reading import LabelMap, Measured, PackOptions, Readers, colours, measure_all, planes_bytes
+from medsr_cli.training.sessions import in_words, persons_of
 
-FEWEST_VALUES = 16
-"""An image with fewer distinct values is a label map or a drawing."""
-SMALLEST_SIDE = 16
+MIXED = "Channels are mixed"
+WRITTEN_TWICE = 2
+"""The pixels lie in a nameless file until all of them are known, and are then copied into the packed file."""
+GB = 1e9
 VALIDATION_SHARE = 0.15
 VALIDATION_PREFIX = "val/"
 """Put before the subjects of a folder that is for validation alone, whose names may be those of others."""
@@ -53,6 +53,29 @@ class Found:
     validation: bool = False
     series: str | None = None
     """SeriesInstanceUID, where the path holds several."""
+    labels: Found | None = None
+    """Its mask or label map; this and what follows is found by `companions.attach`."""
+    guide: Found | None = None
+    """Another contrast on the same grid."""
+    low: Found | None = None
+    """The same field at low resolution."""
+    contrasts: tuple[Found, ...] = ()
+    """Registered images that are further channels, in order, after this one."""
+    caption: str | None = None
+    """A text about it."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What a folder holds."""
+
+    images: list[Found]
+    labels: list[Found]
+    """Masks and label maps, by their names."""
+    others: list[Found] = field(default_factory=list)
+    """Images that were not asked for, whose masks are none of those that were."""
+    notes: list[str] = field(default_factory=list)
+    """What was taken for one subject."""
 
 
 @dataclass
@@ -63,6 +86,10 @@ class Gathered:
     slices: int = 0
     colour: int = 0
     """Volumes whose colours were averaged to grey."""
+    labels: int = 0
+    """Volumes with a mask or label map, with a guide, and with a low-resolution image."""
+    guides: int = 0
+    lows: int = 0
     skipped: list[str] = field(default_factory=list)
     """One sentence for each image that was left out."""
 
@@ -77,33 +104,55 @@ class Audience(Protocol):
         """Something that a user should know."""
 
 
-def find_images(
+def find_tree(
     folder: Path,
     is_image: Callable[[Path], bool],
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     series_of: Callable[[Path], Sequence[str]] = lambda path: (),
-) -> tuple[list[Found], list[str]]:
-    """Every image below a folder, in a fixed order, and a sentence for each label map that was passed over.
+) -> Tree:
+    """Every image below a folder, and apart from them every mask, for `companions.attach`.
 
     Args:
         folder: walked without following links; hidden names are passed over.
         is_image: whether a file is one image by its name, or a folder holds DICOM files directly.
-        include: patterns (fnmatch) of names or paths; given, nothing else is taken, label maps neither refused.
-        exclude: patterns of what to leave out.
+        include: patterns (fnmatch) of names or paths of images; given, no other image is taken. Masks need not match.
+        exclude: patterns of what to leave out, masks too.
         series_of: the SeriesInstanceUIDs in a folder or archive; each is an image of its own.
     """
-    found: list[Found] = []
-    skipped: list[str] = []
+    tree = Tree([], [])
     for path in _candidates(folder, is_image):
         name = path.relative_to(folder).as_posix()
-        if _matches(name, exclude) or (include and not _matches(name, include)):
+        if matches(name, exclude):
             continue
-        if not include and is_label_name(path.name):
-            skipped.append(f"{path.name} was left out: by its name it is a mask or a label map.")
-            continue
-        found += _series_apart(Found(path, subject_of(name), name), series_of)
-    return found, skipped
+        found = _series_apart(Found(path, subject_of(name), name), series_of)
+        if is_label_name(path.name):
+            tree.labels.extend(found)
+        else:
+            (tree.images if not include or matches(name, include) else tree.others).extend(found)
+    _join_sessions(tree)
+    return tree
+
+
+def _join_sessions(tree: Tree) -> None:
+    """Give the images of one person's sessions one subject."""
+    everything = (tree.images, tree.labels, tree.others)
+    person = persons_of(image.subject for images in everything for image in images if _is_folder(image))
+    for images in everything:
+        images[:] = [
+            replace(image, subject=person[image.subject]) if _is_folder(image) and image.subject in person else image
+            for image in images
+        ]
+    tree.notes += in_words(person)
+
+
+def _is_folder(image: Found) -> bool:
+    return image.subject == PurePosixPath(image.name).parts[0] != image.name
+
+
+def left_out_by_name(name: str) -> str:
+    """Why a label map is no image to train on."""
+    return f"{name} was left out: by its name it is a mask or a label map."
 
 
 def _candidates(folder: Path, is_image: Callable[[Path], bool]) -> Iterator[Path]:
@@ -147,7 +196,8 @@ def subject_of(name: str) -> str:
     return name.split(".", maxsplit=1)[0] or name
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a path, or the last part of it, is like one of the patterns (fnmatch)."""
     last = name.rsplit("/", 1)[-1]
     return any(fnmatch.fnmatch(name, pattern) or fnmatch.fnmatch(last, pattern) for pattern in patterns)
 
@@ -167,7 +217,7 @@ def split_subjects(subjects: Sequence[str], chosen: Sequence[str] = ()) -> tuple
         msg = f"Images of {len(subjects)} subject were found; at least two are needed, one of them to validate on."
         raise InputRefused(msg, "Put the images of each subject into a folder of their own, or give --val DIR.")
     if chosen:
-        held = [s for s in subjects if _matches(s, chosen)]
+        held = [s for s in subjects if matches(s, chosen)]
     elif any(s.startswith(VALIDATION_PREFIX) for s in subjects):
         held = [s for s in subjects if s.startswith(VALIDATION_PREFIX)]
     else:
@@ -188,15 +238,20 @@ def pack_images(
     audience: Audience,
     *,
     overwrite: bool = False,
+    options: PackOptions | None = None,
 ) -> Gathered:
-    """Read every image and write the packed file.
+    """Read every image, and what belongs to it, and write the packed file.
+
+    A mask that cannot be used is reported and left away; an image whose guide or low-resolution partner cannot be
+    used is left out.
 
     Raises:
-        InputRefused: nothing could be used.
+        InputRefused: nothing could be used, channels are mixed, or there is not enough room on the disk.
         RunError: the file could not be written.
     """
-    gathered = Gathered()
-    seen: dict[str, str] = {}
+    options = options or PackOptions()
+    _refuse_full_disk(found, open_reader, target, options)
+    packing = _Packing(open_reader, audience, options)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Without a name of its own: whatever ends the run, it is gone.
     with tempfile.TemporaryFile(dir=target.parent) as pixels:
@@ -204,87 +259,151 @@ def pack_images(
         # Those to validate on come first, so that a copy of one of them is not trained on.
         for done, image in enumerate(sorted(found, key=lambda image: not image.validation)):
             audience.packing(done, len(found))
-            try:
-                reader = open_reader(image)
-                kept = _pack_one(image, reader, writer, seen)
-            except InputRefused as error:
-                sentence = f"{image.path.name or image.name} was left out: {error.sentence}"
-                gathered.skipped.append(sentence)
-                audience.note(sentence)
-                continue
-            gathered.volumes += 1
-            gathered.slices += kept
-            gathered.colour += _colours(reader.volume) > 1
+            with _disk_reported(target):
+                packing.add(image, writer)
         audience.packing(len(found), len(found))
-        if gathered.colour:
-            audience.note(f"The colours of {gathered.colour} volumes were averaged to grey.")
-        if not gathered.volumes:
+        packing.tell()
+        if not packing.gathered.volumes:
             msg = f"None of the {len(found)} images could be used."
             raise InputRefused(msg, "Run medsr inspect on one of them.")
         with atomic_file(target, overwrite=overwrite) as file:
             writer.finish(file)
-    return gathered
+    return packing.gathered
 
 
-def _pack_one(image: Found, reader: Reader, writer: PackWriter, seen: dict[str, str]) -> int:
-    volume = reader.volume
-    if min(volume.rows, volume.columns) < SMALLEST_SIDE:
-        msg = f"its slices have {volume.rows} x {volume.columns} pixels, fewer than {SMALLEST_SIDE} a side."
-        raise InputRefused(msg)
-    span, pixels_sha256 = _measured(reader)
-    if pixels_sha256 in seen:
-        msg = f"it is the same image as {seen[pixels_sha256]}."
-        raise InputRefused(msg)
-    record = PackedVolume(
-        subject=(VALIDATION_PREFIX if image.validation else "") + image.subject,
-        name=image.name,
-        sha256=content_sha256(image.path) if image.series is None else pixels_sha256,
-        minimum=span.minimum,
-        maximum=span.maximum,
-        validation=image.validation,
-        spacing_mm=volume.spacing_mm,
-        modality=volume.modality,
-    )
-    kept = writer.add(record, (span.normalise(pixels)[0] for pixels in _grey(reader)))
-    if not kept:
-        msg = "it holds nothing but its smallest value."
-        raise InputRefused(msg)
-    seen[pixels_sha256] = image.path.name
-    return kept
+@contextmanager
+def _disk_reported(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        msg = f"Writing {target.name} failed: {error.strerror or type(error).__name__}."
+        raise RunError(msg, "Free some space, or write elsewhere with -o.") from error
 
 
-def _measured(reader: Reader) -> tuple[IntensityRange, str]:
-    """The range of a volume that can be trained on, and the SHA-256 of its pixels."""
-    values: NDArray[Any] = np.empty(0)
-    digest = hashlib.sha256()
+class _Packing:
+    """Images on their way into the file, and what is told about them at the end."""
 
-    def watched() -> Iterator[NDArray[Any]]:
-        nonlocal values
-        for pixels in _grey(reader):
-            digest.update(pixels.tobytes())
-            if len(values) < FEWEST_VALUES:
-                values = np.union1d(values, pixels)
-            yield pixels
+    def __init__(self, open_reader: Callable[[Found], Reader], audience: Audience, options: PackOptions) -> None:
+        self.gathered = Gathered()
+        self._open, self._audience, self._options = open_reader, audience, options
+        self._seen: dict[str, str] = {}
+        self._channels: set[int] = set()
+        self._painted = 0
+        self._own_scale = 0
 
-    span = measure(watched(), reader.volume.padding)
-    if span.width == 0:
-        msg = "all its pixels are equal."
-        raise InputRefused(msg)
-    if len(values) < FEWEST_VALUES:
-        msg = f"with {len(values)} distinct values it is a mask or a label map."
-        raise InputRefused(msg)
-    return span, digest.hexdigest()
+    def add(self, image: Found, writer: PackWriter) -> None:
+        """Pack one image, or say why not.
+
+        Raises:
+            InputRefused: its channels do not go with those of the others.
+        """
+        try:
+            readers = self._opened(image)
+            measured = measure_all(readers, self._options)
+            kept = self._write(image, measured, writer)
+        except InputRefused as error:
+            if error.sentence.startswith(MIXED):
+                raise
+            self._leave_out(f"{image.path.name or image.name} was left out: {error.sentence}")
+            return
+        self.gathered.volumes += 1
+        self.gathered.slices += kept
+        self.gathered.colour += colours(readers.image[0].volume) > measured.channels
+        self.gathered.labels += readers.labels is not None
+        self.gathered.guides += measured.guide_span is not None
+        self.gathered.lows += measured.low_span is not None
+        self._painted += readers.labels is not None and readers.labels.painted
+        self._own_scale += measured.low_span is not None and measured.low_span.maximum != measured.spans[0].maximum
+
+    def _leave_out(self, sentence: str) -> None:
+        self.gathered.skipped.append(sentence)
+        self._audience.note(sentence)
+
+    def _opened(self, image: Found) -> Readers:
+        labels = None
+        if image.labels is not None:
+            try:
+                labels = LabelMap(self._open(image.labels))
+            except InputRefused as error:
+                self._leave_out(f"The mask of {image.name} is not used: {error.sentence}")
+        return Readers(
+            image=[self._open(part) for part in (image, *image.contrasts)],
+            guide=self._open(image.guide) if image.guide else None,
+            labels=labels,
+            low=self._open(image.low) if image.low else None,
+        )
+
+    def _write(self, image: Found, measured: Measured, writer: PackWriter) -> int:
+        self._refuse_mixed(image, measured.channels)
+        if measured.pixels_sha256 in self._seen:
+            msg = f"it is the same image as {self._seen[measured.pixels_sha256]}."
+            raise InputRefused(msg)
+        volume = measured.readers.image[0].volume
+        record = PackedVolume(
+            subject=(VALIDATION_PREFIX if image.validation else "") + image.subject,
+            name=image.name,
+            sha256=content_sha256(image.path) if image.series is None else measured.pixels_sha256,
+            minimum=0.0,
+            maximum=1.0,
+            validation=image.validation,
+            spacing_mm=volume.spacing_mm,
+            modality=volume.modality,
+            caption=image.caption,
+        )
+        kept = writer.add(measured.described(record), measured.planes())
+        if not kept:
+            msg = "it holds nothing but its smallest value."
+            raise InputRefused(msg)
+        self._seen[measured.pixels_sha256] = image.path.name
+        self._channels.add(measured.channels)
+        return kept
+
+    def _refuse_mixed(self, image: Found, channels: int) -> None:
+        """Grey goes with colours, repeated; nothing else goes with another number of channels."""
+        if len({*self._channels, channels} - ({1} if self._options.channels > 1 else set())) > 1:
+            msg = f"{MIXED}: {image.name} has {channels}, others have {sorted(self._channels)[0]}."
+            raise InputRefused(msg, "Give images of one kind; --include and --exclude take patterns.")
+
+    def tell(self) -> None:
+        """The sentences about all of them together."""
+        gathered = self.gathered
+        sentences = {
+            f"The colours of {gathered.colour} volumes were averaged to grey.": gathered.colour,
+            f"{gathered.labels} of {gathered.volumes} images have a mask or a label map.": gathered.labels,
+            f"The values 0 and 255 of {self._painted} masks became 0 and 1.": self._painted,
+            f"{gathered.guides} images have a guide.": gathered.guides,
+            f"{gathered.lows} images have a low-resolution partner; none is made for them.": gathered.lows,
+            f"{self._own_scale} low-resolution images have other values than their partners; each is scaled by its "
+            "own range.": self._own_scale,
+        }
+        for sentence, count in sentences.items():
+            if count:
+                self._audience.note(sentence)
 
 
-def _grey(reader: Reader) -> Iterator[NDArray[Any]]:
-    """Slices (1, rows, columns): of colours the mean, opacity left out."""
-    for pixels in reader.slices():
-        colours = pixels[: _colours(reader.volume)]
-        yield colours if len(colours) == 1 else colours.mean(axis=0, keepdims=True)
+def _refuse_full_disk(
+    found: Sequence[Found], open_reader: Callable[[Found], Reader], target: Path, options: PackOptions
+) -> None:
+    """Before hours are spent, from the headers; what cannot be opened is told of when it is read.
 
-
-def _colours(volume: Volume) -> int:
-    return max(volume.channels - volume.alpha, 1)
+    Raises:
+        InputRefused: the disk has not room for the packed file and for its pixels on their way into it.
+    """
+    wanted = 0
+    for image in found:
+        with suppress(InputRefused):
+            opened = [open_reader(part) for part in (image, *image.contrasts)]
+            beside = [open_reader(part) for part in (image.guide, image.labels) if part is not None]
+            low = open_reader(image.low) if image.low else None
+            wanted += planes_bytes(opened, low, beside, options)
+    place = next(folder for folder in (target.parent, *target.parent.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if WRITTEN_TWICE * wanted > free:
+        msg = (
+            f"Packing these images needs up to {WRITTEN_TWICE * wanted / GB:.1f} GB of disk space, half of it for a "
+            f"while only; {free / GB:.1f} GB are free."
+        )
+        raise InputRefused(msg, "Free some space, write elsewhere with -o, or take fewer images with --include.")
 
 
 def content_sha256(path: Path) -> str:

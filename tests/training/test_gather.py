@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ from medsr_cli.training.gather import (
     Found,
     content_sha256,
     find_images,
+    find_tree,
     is_label_name,
     pack_images,
     split_subjects,
     subject_of,
 )
 from medsr_cli.training.pack import LEVELS, PackedSlices
+from medsr_cli.training.reading import PackOptions
 from medsr_cli.volume.volume import Volume
 from tests.training.anatomy import phantom
 
@@ -278,3 +281,173 @@ def test_the_hash_of_a_header_follows_its_pixels(tmp_path):
     assert content_sha256(tmp_path / "a.hdr") == first
     (tmp_path / "a.img").write_bytes(b"changed")
     assert content_sha256(tmp_path / "a.hdr") != first
+
+
+# -- companions, channels, room ----------------------------------------------------------------------------
+
+
+def image_file(path, seed=0, **kind):
+    return Found(save(path, kind.get("array", phantom(seed).astype(np.int16))), path.stem, path.name)
+
+
+def test_a_tree_keeps_masks_apart(tmp_path):
+    for name in ("a/x.npy", "a/x_mask.npy", "b/y.npy", "b/lesion_mask.npy"):
+        save(tmp_path / name, np.zeros((1, 4, 4)))
+    tree = find_tree(tmp_path, is_npy, include=["x*"], exclude=["b/*mask*"])
+    assert [image.name for image in tree.images] == ["a/x.npy"]
+    assert [mask.name for mask in tree.labels] == ["a/x_mask.npy"]
+
+
+def test_companions_are_packed_slice_by_slice(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 4, (3, 48, 40)).astype(np.uint8)
+    guide = phantom(5) + 50
+    low = phantom(0)[:, ::2, ::2].astype(np.int16)
+    found = replace(
+        image_file(tmp_path / "a.npy"),
+        labels=Found(save(tmp_path / "a_mask.npy", labels), "a", "a_mask.npy"),
+        guide=Found(save(tmp_path / "g.npy", guide), "a", "g.npy"),
+        low=Found(save(tmp_path / "l.npy", low), "a", "l.npy"),
+        caption="clear",
+    )
+    ear = Ear()
+    gathered = pack([found], tmp_path / "p.safetensors", ear)
+    assert (gathered.labels, gathered.guides, gathered.lows) == (1, 1, 1)
+    slices = PackedSlices(tmp_path / "p.safetensors")
+    record = slices.volumes[0]
+    assert (record.labels, record.guide, record.low, record.caption) == ("a_mask.npy", "g.npy", "l.npy", "clear")
+    assert list(record.label_values) == [0, 1, 2, 3]
+    assert record.guide_range == pytest.approx([guide.min(), guide.max()])
+    for k in range(3):
+        assert (slices.labels_of(k) == labels[k]).all()
+        assert slices.slice_of("guide", k)[0] == pytest.approx((guide[k] - guide.min()) / np.ptp(guide), abs=1e-4)
+        # Values of one scale: the range of the high-resolution image, so that both agree.
+        assert slices.slice_of("low", k)[0] == pytest.approx(slices.slice(k)[::2, ::2], abs=1e-4)
+    assert "1 images have a guide." in ear.notes
+
+
+def test_a_low_resolution_image_of_other_values_has_its_own_range(tmp_path):
+    low = phantom(0)[:, ::2, ::2] / 4096
+    found = replace(image_file(tmp_path / "a.npy"), low=Found(save(tmp_path / "l.npy", low), "a", "l.npy"))
+    ear = Ear()
+    pack([found], tmp_path / "p.safetensors", ear)
+    slices = PackedSlices(tmp_path / "p.safetensors")
+    assert slices.volumes[0].low_range == pytest.approx([low.min(), low.max()])
+    assert any("its own range" in note for note in ear.notes)
+
+
+def test_painted_masks_become_ones(tmp_path):
+    mask = np.zeros((3, 48, 40), np.uint8)
+    mask[1, 5:9, 6:8] = 255
+    found = replace(image_file(tmp_path / "a.npy"), labels=Found(save(tmp_path / "m_mask.npy", mask), "a", "m"))
+    ear = Ear()
+    pack([found], tmp_path / "p.safetensors", ear)
+    slices = PackedSlices(tmp_path / "p.safetensors")
+    assert (slices.labels_of(1) == (mask[1] > 0)).all()
+    assert slices.label_values == [0, 1]
+    assert any("0 and 255" in note for note in ear.notes)
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (np.full((3, 48, 40), -1, np.int16), "whole numbers"),
+        (np.full((3, 48, 40), 0.5), "whole numbers"),
+        (np.full((3, 48, 40), np.nan), "NaN"),
+        (np.arange(3 * 48 * 40, dtype=np.int16).reshape(3, 48, 40), "distinct values"),
+    ],
+)
+def test_what_is_no_label_map_is_told_and_the_image_is_kept(tmp_path, mask, words):
+    found = replace(image_file(tmp_path / "a.npy"), labels=Found(save(tmp_path / "m_mask.npy", mask), "a", "m"))
+    ear = Ear()
+    gathered = pack([found], tmp_path / "p.safetensors", ear)
+    assert (gathered.volumes, gathered.labels) == (1, 0)
+    assert words in gathered.skipped[0]
+    assert gathered.skipped[0] in ear.notes
+
+
+def test_an_image_whose_guide_is_damaged_is_left_out(tmp_path):
+    (tmp_path / "g.npy").write_bytes(b"not numpy")
+    found = replace(image_file(tmp_path / "a.npy"), guide=Found(tmp_path / "g.npy", "a", "g.npy"))
+    flat = replace(
+        image_file(tmp_path / "c.npy", 2), guide=Found(save(tmp_path / "f.npy", np.ones((3, 48, 40))), "c", "f.npy")
+    )
+    gathered = pack([found, flat, image_file(tmp_path / "b.npy", 1)], tmp_path / "p.safetensors")
+    assert PackedSlices(tmp_path / "p.safetensors").subjects == ["b"]
+    assert ["damaged" in s or "f.npy cannot be used" in s for s in gathered.skipped] == [True, True]
+
+
+def colour(seed):
+    return np.random.default_rng(seed).integers(0, 250, (1, 3, 20, 20)).astype(np.uint8)
+
+
+def test_colours_are_kept_where_asked_for_and_grey_is_repeated(tmp_path):
+    found = [
+        image_file(tmp_path / "a.npy", array=colour(0)),
+        image_file(tmp_path / "b.npy", array=colour(1)[:, 0]),
+    ]
+    options = PackOptions(channels=3, full_scale=True)
+    pack_images(found, lambda image: ArrayReader(image.path), tmp_path / "p.safetensors", Ear(), options=options)
+    slices = PackedSlices(tmp_path / "p.safetensors")
+    assert slices.channels == 3
+    assert slices.slice(0) == pytest.approx(colour(0)[0] / 255, abs=1e-4)
+    assert slices.slice(1) == pytest.approx(np.repeat(colour(1)[:, 0], 3, axis=0) / 255, abs=1e-4)
+    assert (slices.volumes[0].minimum, slices.volumes[0].maximum) == (0.0, 255.0)
+
+
+def test_contrasts_become_channels_each_with_its_range(tmp_path):
+    first, second = phantom(0).astype(np.int16), (7 * phantom(1)).astype(np.int16)
+    found = replace(
+        image_file(tmp_path / "a.npy", array=first),
+        contrasts=(Found(save(tmp_path / "b.npy", second), "a", "b.npy"),),
+    )
+    pack([found], tmp_path / "p.safetensors")
+    slices = PackedSlices(tmp_path / "p.safetensors")
+    assert slices.channels == 2
+    for k in range(3):
+        for plane, image in zip(slices.slice(k), (first, second), strict=True):
+            assert plane == pytest.approx((image[k] - image.min()) / np.ptp(image), abs=1e-4)
+    assert slices.volumes[0].ranges == [[first.min(), first.max()], [second.min(), second.max()]]
+
+
+def test_mixed_channels_are_refused(tmp_path):
+    pair = replace(
+        image_file(tmp_path / "a.npy"), contrasts=(Found(save(tmp_path / "b.npy", phantom(1)), "a", "b.npy"),)
+    )
+    single = image_file(tmp_path / "c.npy", 2)
+    with pytest.raises(InputRefused, match="Channels are mixed"):
+        pack([pair, single], tmp_path / "p.safetensors")
+    two = image_file(tmp_path / "d.npy", array=colour(0)[:, :2])
+    with pytest.raises(InputRefused, match="Channels are mixed"):
+        pack_images(
+            [two], lambda image: ArrayReader(image.path), tmp_path / "p.safetensors", Ear(),
+            options=PackOptions(channels=3),
+        )  # fmt: skip
+    coloured = replace(
+        image_file(tmp_path / "e.npy", array=colour(1)[:, 0]),
+        contrasts=(Found(save(tmp_path / "f.npy", colour(0)), "e", "f"),),
+    )
+    with pytest.raises(InputRefused, match="Channels are mixed"):
+        pack([coloured], tmp_path / "p.safetensors")
+    assert not (tmp_path / "p.safetensors").exists()
+
+
+def test_too_full_a_disk_is_told_before_a_pixel_is_read(tmp_path, monkeypatch):
+    read = []
+
+    class Headers(ArrayReader):
+        def slices(self):
+            read.append(self.path)
+            return super().slices()
+
+    found = [image_file(tmp_path / "a.npy", array=np.random.default_rng(0).random((4, 250, 250)))]
+    needed = 2 * 2 * 4 * 250 * 250  # uint16, and once more while it is written
+    target = tmp_path / "p.safetensors"
+    for free, enough in ((needed - 1, False), (needed, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: shutil._ntuple_diskusage(1, 1, free))
+        if enough:
+            pack_images(found, lambda image: Headers(image.path), target, Ear())
+            assert target.stat().st_size <= needed / 2 + 2000
+        else:
+            with pytest.raises(InputRefused, match="GB are free"):
+                pack_images(found, lambda image: Headers(image.path), target, Ear())
+            assert read == []

@@ -1,0 +1,316 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medsr_cli import formats
+from medsr_cli.errors import ArgumentsError, InputRefused
+from medsr_cli.training.companions import Rules, attach, is_called, misfit
+from medsr_cli.training.gather import Found, find_tree, pack_images, subject_of
+from medsr_cli.training.pack import PackedSlices
+from medsr_cli.training.reading import PackOptions
+from medsr_cli.volume.volume import Volume
+
+TRAIN = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "train"
+
+
+def grid(rows=40, columns=30, slices=5, origin=(0.0, 0.0, 0.0), step=1.0, **fields):
+    affine = np.diag([step, step, step, 1.0])
+    affine[:3, 3] = origin
+    fields = {"affine": affine, "array_shape": (columns, rows, slices), **fields}
+    return Volume("nifti", rows, columns, slices, np.dtype(np.int16), **fields)
+
+
+def picture(rows=40, columns=30):
+    return Volume("png", rows, columns, 1, np.dtype(np.uint8), array_shape=(rows, columns))
+
+
+class Headers:
+    """A folder of headers by name; files named in `broken` cannot be opened."""
+
+    def __init__(self, root, volumes):
+        self.root, self.volumes = root, volumes
+        for name in volumes:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(b"")
+
+    def __call__(self, found):
+        volume = self.volumes[found.path.relative_to(self.root).as_posix()]
+        if volume is None:
+            raise InputRefused(f"{found.path.name} is damaged.")
+        return type("Reader", (), {"volume": volume, "path": found.path})()
+
+    def attach(self, folder=".", **rules):
+        return attach(find_tree(self.root / folder, formats.is_image_name), Rules(**rules), self)
+
+
+def masks(attached):
+    return {image.name: image.labels.name for image in attached.images if image.labels}
+
+
+def guides(attached):
+    return {image.name: image.guide.name for image in attached.images}
+
+
+# -- masks -------------------------------------------------------------------------------------------------
+
+
+def test_a_mask_named_after_an_image_is_that_images(tmp_path):
+    names = ["a/005.png", "a/0059.png", "a/0059_lv_mask.png", "a/0060.png", "a/0061_mask.png", "b/0059.png"]
+    attached = Headers(tmp_path, dict.fromkeys(names, picture())).attach()
+    assert masks(attached) == {"a/0059.png": "a/0059_lv_mask.png"}
+    assert len(attached.images) == 4
+    assert attached.skipped == ["a/0061_mask.png is not used: it fits no image by name and grid."]
+
+
+def test_a_mask_of_its_own_name_is_that_of_all_images_on_its_grid(tmp_path):
+    volumes = {"p/T1.nii.gz": grid(), "p/T2.nii.gz": grid(), "p/raw.nii.gz": grid(41), "q/T1.nii.gz": grid()}
+    attached = Headers(tmp_path, {**volumes, "p/lesion_mask.nii.gz": grid()}).attach()
+    assert masks(attached) == dict.fromkeys(["p/T1.nii.gz", "p/T2.nii.gz"], "p/lesion_mask.nii.gz")
+    assert len(attached.images) == 4
+    assert attached.skipped == []
+
+
+def test_a_mask_elsewhere_is_told_and_not_used(tmp_path):
+    for wrong, words in ((grid(origin=(0, 0, 1.0)), "another place"), (grid(39), "39 x 30 x 5 voxels")):
+        attached = Headers(tmp_path, {"p/T1.nii": grid(), "p/T1_mask.nii": wrong}).attach()
+        assert masks(attached) == {}
+        assert len(attached.images) == 1
+        assert words in attached.skipped[0]
+    attached = Headers(tmp_path, {"p/T1.nii": grid(), "p/T1_mask.nii": None}).attach()
+    assert "damaged" in attached.skipped[0]
+
+
+def test_of_two_masks_the_one_named_after_the_image_is_taken_and_patterns_choose(tmp_path):
+    names = ["p/T1.nii", "p/T2.nii", "p/T1_seg.nii", "p/brain_mask.nii", "p/lesion_mask.nii"]
+    headers = Headers(tmp_path, dict.fromkeys(names, grid()))
+    attached = headers.attach()
+    assert masks(attached) == {"p/T1.nii": "p/T1_seg.nii", "p/T2.nii": "p/brain_mask.nii"}
+    assert attached.skipped == ["p/lesion_mask.nii is not used: its images have another mask already."]
+    chosen = headers.attach(label_names=["lesion*"])
+    assert set(masks(chosen).values()) == {"p/lesion_mask.nii"}
+    without = headers.attach(labels=False)
+    assert masks(without) == {}
+    assert len(without.skipped) == 3
+
+
+def test_masks_of_bids(tmp_path):
+    names = [
+        "sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz",
+        "sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz",
+        "sub-01/ses-2/anat/sub-01_ses-2_dseg.nii.gz",
+        "sub-02/anat/sub-02_T1w.nii.gz",
+        "sub-02/anat/sub-02_T2w.nii.gz",
+        "sub-02/anat/sub-02_T2w_mask.nii.gz",
+        "derivatives/m/sub-01/ses-1/anat/sub-01_ses-1_desc-lesion_mask.nii.gz",
+    ]
+    attached = Headers(tmp_path, dict.fromkeys(names, grid())).attach()
+    assert masks(attached) == {names[0]: names[6], names[1]: names[2], names[4]: names[5]}
+    assert {image.subject for image in attached.images} == {"sub-01", "sub-02"}
+
+
+# -- guides ------------------------------------------------------------------------------------------------
+
+
+def test_guides_by_name_and_by_grid(tmp_path):
+    volumes = {
+        "a/T2W.nii.gz": grid(40),
+        "a/T1W_in_T2W.nii.gz": grid(40),
+        "a/T1W.nii.gz": grid(40),
+        "a/FLAIR.nii.gz": grid(44),
+        "a/T1W_in_FLAIR.nii.gz": grid(44),
+        "b/T1.nii.gz": grid(),
+        "b/T1POST.nii.gz": grid(),
+        "b/T2.nii.gz": grid(),
+        "b/FLAIR.nii.gz": grid(origin=(3.0, 0, 0)),
+        "c/T2.nii.gz": grid(),
+        "c/T1POST.nii.gz": grid(),
+        "sub-01/anat/sub-01_T2w.nii.gz": grid(),
+        "sub-01/anat/sub-01_T1w.nii.gz": grid(),
+    }
+    headers = Headers(tmp_path, volumes)
+    attached = headers.attach(guided=True)
+    assert guides(attached) == {
+        "a/T2W.nii.gz": "a/T1W_in_T2W.nii.gz",
+        "a/FLAIR.nii.gz": "a/T1W_in_FLAIR.nii.gz",
+        "b/T2.nii.gz": "b/T1.nii.gz",
+        "sub-01/anat/sub-01_T2w.nii.gz": "sub-01/anat/sub-01_T1w.nii.gz",
+    }
+    assert len(attached.skipped) == 2
+    assert "b/FLAIR.nii.gz was left out: it has no guide in its folder; T1.nii.gz does not fit" in attached.skipped[0]
+    assert attached.skipped[1] == "c/T2.nii.gz was left out: it has no guide in its folder."
+    assert "b/T1.nii.gz guides b/T2.nii.gz." in attached.notes
+    named = headers.attach(guided=True, targets=["T2*"], guides=["T1POST"])
+    assert guides(named) == {"b/T2.nii.gz": "b/T1POST.nii.gz", "c/T2.nii.gz": "c/T1POST.nii.gz"}
+
+
+def test_targets_without_any_guide_are_refused(tmp_path):
+    headers = Headers(tmp_path, {"a/T2.nii": grid(), "b/T1.nii": grid()})
+    with pytest.raises(InputRefused, match="a guide without its partner") as refused:
+        headers.attach(guided=True)
+    assert refused.value.exit_code == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "is_it"),
+    [
+        ("T1.nii.gz", "T1*", True),
+        ("t1w.nii", "T1*", True),
+        ("sub-01_ses-2_T2w.nii.gz", "T2*", True),
+        ("sub-01_T1w.nii.gz", "T2*", False),
+        ("x_T2.nii.gz", "T2*", False),
+        ("x_T2.nii.gz", "*T2*", True),
+    ],
+)
+def test_names(name, pattern, is_it):
+    assert is_called(Found(Path(name), "s", name), [pattern]) is is_it
+
+
+# -- low-resolution partners -------------------------------------------------------------------------------
+
+
+def test_partners_beside_the_images(tmp_path):
+    volumes = {"a/x.png": picture(40, 32), "a/x_lr.png": picture(10, 8), "b/y.png": picture(), "b/y_LR.tif": picture(5)}
+    headers = Headers(tmp_path, volumes)
+    attached = headers.attach(scale=4)
+    assert [(image.name, image.low.name) for image in attached.images] == [("a/x.png", "a/x_lr.png")]
+    assert "not 40 x 30 x 1" in attached.skipped[0]
+    unscaled = headers.attach()
+    assert [image.name for image in unscaled.images] == ["a/x.png", "b/y.png"]
+    assert "at low resolution" in unscaled.skipped[0]
+
+
+def test_partners_of_a_second_folder(tmp_path):
+    volumes = {
+        "high/a/x.nii.gz": grid(40, 32),
+        "high/b/y.nii.gz": grid(40, 32),
+        "high/c/z.nii.gz": grid(40, 32),
+        "low/a/x.nii.gz": grid(20, 16, step=2.0),
+        "low/b/y_lr.nii": grid(20, 16, step=2.0),
+    }
+    headers = Headers(tmp_path, volumes)
+    attached = headers.attach("high", low=tmp_path / "low", scale=2)
+    assert [image.low.path.name for image in attached.images] == ["x.nii.gz", "y_lr.nii"]
+    assert attached.skipped == ["c/z.nii.gz was left out: it has no low-resolution partner."]
+    inside = Headers(tmp_path / "both", {name.removeprefix("high/"): volume for name, volume in volumes.items()})
+    attached = inside.attach(low=tmp_path / "both" / "low", scale=2)
+    assert [image.name for image in attached.images] == ["a/x.nii.gz", "b/y.nii.gz"]
+    with pytest.raises(InputRefused, match="divided by 3"):
+        headers.attach("high", low=tmp_path / "low", scale=3)
+    with pytest.raises(ArgumentsError, match="one scale"):
+        headers.attach("high", low=tmp_path / "low")
+
+
+# -- contrasts and captions --------------------------------------------------------------------------------
+
+
+def test_contrasts_are_those_of_one_folder_on_one_grid(tmp_path):
+    volumes = {
+        "a/T1.nii": grid(), "a/T2.nii": grid(), "a/T1POST.nii": grid(),
+        "b/T1.nii": grid(), "b/T2.nii": grid(41),
+        "c/PD.nii": grid(),
+    }  # fmt: skip
+    headers = Headers(tmp_path, volumes)
+    attached = headers.attach(contrasts=["T2*", "T1*"])
+    assert [(i.name, [c.name for c in i.contrasts]) for i in attached.images] == [("a/T2.nii", ["a/T1.nii"])]
+    assert "b was left out: T1.nii is on another grid (it has 40 x 30 x 5 voxels, the image 41" in attached.skipped[0]
+    assert attached.skipped[1] == "c was left out: it has none of T2*, T1*."
+    with pytest.raises(InputRefused, match="Channels are mixed: b has no T1POST"):
+        headers.attach(contrasts=["T1", "T1POST"])
+    with pytest.raises(InputRefused, match="No folder has"):
+        headers.attach(contrasts=["T7", "T9"])
+
+
+def test_captions_go_by_the_order_of_names(tmp_path):
+    headers = Headers(tmp_path, dict.fromkeys(["b/1.png", "a/2.png", "a/10.png"], picture()))
+    (tmp_path / "texts.txt").write_text("ten\ntwo\none\n", encoding="utf-16")
+    attached = headers.attach(captions=tmp_path / "texts.txt")
+    assert {image.name: image.caption for image in attached.images} == {
+        "a/10.png": "ten", "a/2.png": "two", "b/1.png": "one",
+    }  # fmt: skip
+    (tmp_path / "texts.txt").write_text("ten\ntwo\n", encoding="utf-8")
+    with pytest.raises(InputRefused, match="2 captions for 3 images"):
+        headers.attach(captions=tmp_path / "texts.txt")
+
+
+# -- grids -------------------------------------------------------------------------------------------------
+
+
+def test_grids():
+    assert misfit(grid(), grid()) is None
+    assert misfit(grid(), grid(origin=(0.04, 0, 0))) is None
+    assert misfit(grid(), grid(origin=(0.06, 0, 0))) == "it lies in another place"
+    # A step that is a little longer adds up along the axis.
+    assert misfit(grid(), grid(step=1.002)) == "it lies in another place"
+    assert misfit(grid(), grid(origin=(np.nan, 0, 0))) == "it lies in another place"
+    assert misfit(grid(), grid(slice_axis=1)) == "its slices run along another axis"
+    assert misfit(grid(), grid(affine=None)) == "only one of the two says where it lies"
+    assert misfit(grid(slices=1), grid(slices=1, affine=None)) is None
+    assert misfit(picture(), picture()) is None
+
+
+# -- the shared data ---------------------------------------------------------------------------------------
+
+
+def shared(folder, **rules):
+    if not (TRAIN / folder).is_dir():
+        pytest.skip("the shared data is not there")
+    return attach(
+        find_tree(TRAIN / folder, formats.is_image_name), Rules(**rules), lambda found: formats.open_image(found.path)
+    )
+
+
+def test_the_pairs_of_the_shared_brains():
+    attached = shared("brain_mr", guided=True)
+    assert guides(attached) == {
+        "ms_long_p01_s1/T2W.nii.gz": "ms_long_p01_s1/T1W_in_T2W.nii.gz",
+        "ms_long_p01_s2/T2W.nii.gz": "ms_long_p01_s2/T1W_in_T2W.nii.gz",
+        "ms_long_p12_s1/T2W.nii.gz": "ms_long_p12_s1/T1W_in_T2W.nii.gz",
+        "ms_long_p20_s2/FLAIR.nii.gz": "ms_long_p20_s2/T1W_in_FLAIR.nii.gz",
+        "ms_mni_p07/FLAIR.nii.gz": "ms_mni_p07/T1.nii.gz",
+        "ms_mni_p07/T2.nii.gz": "ms_mni_p07/T1.nii.gz",
+        "tcga_FG-6692/T2.nii.gz": "tcga_FG-6692/T1_in_T2.nii.gz",
+    }
+    plain = shared("brain_mr")
+    assert masks(plain) == {
+        f"ms_mni_p07/{name}.nii.gz": "ms_mni_p07/lesion_mask.nii.gz" for name in ("FLAIR", "T1", "T1POST", "T2")
+    }
+
+
+class Quiet:
+    def note(self, sentence):
+        pass
+
+    def packing(self, done, total):
+        pass
+
+
+def test_a_shared_heart_and_its_masks(tmp_path):
+    attached = shared("cardiac_mr")
+    assert len(masks(attached)) == len(attached.images) == 168
+    assert all(mask == name.replace(".png", "_lv_mask.png") for name, mask in masks(attached).items())
+    few = [replace(image, subject=subject_of(image.name)) for image in attached.images[:3]]
+    gathered = pack_images(few, lambda found: formats.open_image(found.path), tmp_path / "p.safetensors", Quiet())
+    assert (gathered.volumes, gathered.labels) == (3, 3)
+    slices = PackedSlices(tmp_path / "p.safetensors")
+    assert slices.label_values == [0, 1]
+    for k, image in enumerate(few):
+        pixels = next(iter(formats.open_image(image.labels.path).slices()))[0]
+        assert (slices.labels_of(k) == (pixels == 255)).all()
+
+
+def test_shared_ultrasound_in_three_channels(tmp_path):
+    attached = shared("us")
+    assert len(attached.images) == 78
+    coloured = TRAIN.parent / "formats" / "png" / "us_with_scanner_ui_rgb.png"
+    few = [attached.images[0], Found(coloured, "ui", coloured.name)]
+    target = tmp_path / "p.safetensors"
+    options = PackOptions(channels=3, full_scale=True)
+    pack_images(few, lambda found: formats.open_image(found.path), target, Quiet(), options=options)
+    slices = PackedSlices(target)
+    assert slices.channels == 3
+    assert [volume.channels for volume in slices.volumes] == [1, 3]
+    for k, image in enumerate(few):
+        pixels = next(iter(formats.open_image(image.path).slices()))[:3] / 255
+        assert np.abs(slices.slice(k) - pixels).max() < 1e-4
