@@ -1,10 +1,11 @@
-"""Ctrl-C and a polite kill, taken at a moment when nothing is half-done."""
+"""When a training stops: Ctrl-C and a polite kill, taken at a moment when nothing is half-done, and the time."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -15,14 +16,16 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopSwitch:
-    """While entered, the first SIGINT or SIGTERM only sets `pressed`; a second one stops at once.
+    """While entered, the first SIGINT or SIGTERM only sets `pressed`; the same one again stops at once.
 
-    Inside `at_once` the first one already raises. Outside the main thread signals stay as they are.
+    One after the other is no second wish: a launcher that is interrupted ends its processes. Inside `at_once` the
+    first one already raises. Outside the main thread signals stay as they are.
     """
 
     def __init__(self) -> None:
         self.pressed = False
         self._at_once = False
+        self._seen: set[int] = set()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSwitch:
@@ -51,8 +54,42 @@ class StopSwitch:
             self._at_once = False
 
     def _press(self, number: int, frame: FrameType | None) -> None:
-        again, self.pressed = self.pressed, True
+        again, self.pressed = number in self._seen, True
+        self._seen.add(number)
         if self._at_once:
             raise Stopped
         if again:
             raise KeyboardInterrupt
+
+
+class Clock:
+    """Time since the first start of a run, and since its state was saved.
+
+    Args:
+        seconds_before: spent on the run before.
+        until_seconds: of the run, after which it is over.
+    """
+
+    def __init__(self, seconds_before: float, until_seconds: float) -> None:
+        self._started = time.monotonic() - seconds_before
+        self._until = until_seconds
+        self._saved = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the run, over all its starts."""
+        return time.monotonic() - self._started
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is up."""
+        return self.seconds >= self._until
+
+    @property
+    def since_save(self) -> float:
+        """Seconds since `saved` was called, or since the start."""
+        return time.monotonic() - self._saved
+
+    def saved(self) -> None:
+        """The state is on the disk."""
+        self._saved = time.monotonic()

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from medsr_cli.errors import QualityGateFailed
-from medsr_cli.networks.rdst import Rdst
-from medsr_cli.training.loop import TrainingState
-from medsr_cli.training.validation import VolumeScore, mean_gain_db
+from medsr_cli.training.recipe import Judge
+from medsr_cli.training.state import TrainingState
+from medsr_cli.training.validation import Score, Scorer, mean_gain
 
-HALF_COSTS_DB = 0.01
-"""Half precision is kept where it costs less than this in the validation."""
-
-Score = Callable[[nn.Module], list[VolumeScore]]
+HALF_COSTS = {"dB": 0.01}
+"""Half precision is kept where it costs less than this in the validation, by the unit of its scores."""
+HALF_COSTS_SHARE = 0.001
+"""The same for Dice and for shares of the image."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """The best network of a run, as it would be stored."""
 
-    net: Rdst
+    net: nn.Module
     half: bool
     note: str = ""
     """Why it is not in half precision although that was asked for."""
 
 
-def best_network(net: Rdst, state: TrainingState, score: Score, *, half: bool) -> Candidate:
+def best_network(net: nn.Module, state: TrainingState, score: Scorer, *, half: bool) -> Candidate:
     """The network with the best weights, rounded to half precision if that does not hurt."""
     best = copy.deepcopy(net)
     best.load_state_dict(state.best_weights)
@@ -38,44 +38,69 @@ def best_network(net: Rdst, state: TrainingState, score: Score, *, half: bool) -
     if not half:
         return Candidate(best, half=False)
     rounded = rounded_to_half(best)
-    if not all(bool(torch.isfinite(p).all()) for p in rounded.parameters()):
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in rounded.state_dict().values()):
         return Candidate(best, half=False, note="Kept in single precision: a weight is beyond half precision.")
-    cost = state.best_gain_db - mean_gain_db(score(rounded))
-    if not cost < HALF_COSTS_DB:
-        return Candidate(best, half=False, note=f"Kept in single precision: half precision would cost {cost:.3f} dB.")
+    scores = score(rounded)
+    cost = state.best_gain_db - mean_gain(scores)
+    unit = scores[0].unit
+    if not cost < HALF_COSTS.get(unit, HALF_COSTS_SHARE):
+        note = f"Kept in single precision: half precision would cost {cost:.3f} {unit}."
+        return Candidate(best, half=False, note=note)
     return Candidate(rounded, half=True)
 
 
-def rounded_to_half(net: Rdst) -> Rdst:
-    """A copy whose trained weights are those that a half-precision file would give back."""
+def rounded_to_half(net: nn.Module) -> nn.Module:
+    """A copy whose tensors are those that a half-precision file would give back; frozen ones stay.
+
+    Statistics of batch norms are stored in half precision too, see `networks.checkpoint.save_network`.
+    """
     rounded = copy.deepcopy(net)
+    frozen = {name for name, parameter in rounded.named_parameters() if not parameter.requires_grad}
     with torch.no_grad():
-        for parameter in rounded.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(parameter.half())
+        for name, tensor in rounded.state_dict().items():
+            if name not in frozen and tensor.is_floating_point():
+                tensor.copy_(tensor.half())
     return rounded.eval()
 
 
-def refuse_worse(state: TrainingState, scores: Sequence[VolumeScore] = (), least_gain_db: float = 0.0) -> None:
-    """Let only a network pass that is better than what it started from and than bicubic.
+def refuse_worse(
+    state: TrainingState,
+    scores: Sequence[Score] = (),
+    least_gain: float = 0.0,
+    *,
+    judge: Judge = "gain",
+    baseline: str = "bicubic",
+    unit: str = "dB",
+) -> None:
+    """Let only a network pass that is better than what it started from and than the baseline.
 
     Args:
         state: of the run; its history begins with the validation before the first step.
         scores: of the network as it would be stored.
-        least_gain_db: the mean gain over bicubic that it has to exceed.
+        least_gain: the mean gain over the baseline that it has to exceed.
+        judge: of the last stage; where the last weights are kept on purpose, they need not be better than the start.
+        baseline: what the gain is over, in words.
+        unit: of the gain.
 
     Raises:
         QualityGateFailed: the sentence says which of the two it is, and by how much.
     """
     start = state.history[0]["gain_db"]
-    if state.best_step == 0 or not state.best_gain_db > start:
+    if state.best_step == 0 or (judge == "gain" and not state.best_gain_db > start):
         latest = state.history[-1]["gain_db"]
         msg = (
             f"After {state.step} steps no validation was better than the start "
-            f"({latest:+.2f} dB against bicubic, {start:+.2f} dB at the start), so nothing was written."
+            f"({_told(latest, unit)} against {baseline}, {_told(start, unit)} at the start), so nothing was written."
         )
         raise QualityGateFailed(msg, "Train longer, or lower the learning rate.")
-    gain = mean_gain_db(scores) if scores else state.best_gain_db
-    if not gain > least_gain_db:
-        msg = f"The best network is {gain:+.2f} dB against bicubic on the held-out subjects, so it was not written."
+    gain = mean_gain(scores) if scores else state.best_gain_db
+    if not gain > least_gain:
+        msg = (
+            f"The best network is {_told(gain, unit)} against {baseline} on the held-out subjects, so it was not "
+            "written."
+        )
         raise QualityGateFailed(msg, "Train longer, give more subjects, or start from a checkpoint with --weights.")
+
+
+def _told(gain: float, unit: str) -> str:
+    return f"{gain:+.2f} {unit}" if unit == "dB" else f"{gain:+.3f} {unit}"

@@ -6,21 +6,23 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from medsr_cli.errors import ArgumentsError, RunError
 from medsr_cli.formats.atomic import atomic_file
-from medsr_cli.training.validation import VolumeScore, mean_gain_db
+from medsr_cli.training.validation import Score, mean_gain
 
 _IN_WORDS = {
     "pack": "images",
     "validation": "validation subjects",
     "config": "network sizes",
     "start": "starting weights",
+    "networks": "networks for its losses",
 }
 
 
@@ -29,7 +31,7 @@ class RunIdentity:
     """What makes a run the same one when it is resumed, beside its recipe."""
 
     method: str
-    scale: int
+    scale: int | None
     start: str
     """`nothing`, or how training started and the SHA-256 of the checkpoint that it started from."""
     pack: str
@@ -37,6 +39,8 @@ class RunIdentity:
     validation: list[str]
     """Subjects to validate on."""
     config: dict[str, int | float | bool | str]
+    networks: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the networks that the losses compare with, by role."""
 
 
 class WorkFolder:
@@ -138,14 +142,37 @@ class Log:
         # What came after the state that is gone on from will come again.
         self._lines = [line for line in _read_lines(path) if json.loads(line)["step"] <= until_step]
 
-    def add(self, step: int, loss: float | None, seconds: float, scores: Sequence[VolumeScore]) -> None:
-        """Append a validation; `loss` is the mean over the steps since the one before."""
-        volumes = [{**asdict(score), "gain_db": score.gain_db} for score in scores]
-        entry = {"step": step, "loss": loss, "seconds": round(seconds, 1), "gain_db": mean_gain_db(scores)}
+    def add(self, step: int, loss: float | None, seconds: float, scores: Sequence[Score]) -> None:
+        """Append a validation; `loss` is the mean over the steps since the one before.
+
+        `gain_db` is in the unit of the scores: dB, Dice, or shares of the image.
+        """
+        volumes = [{**_table(score), "gain": score.gain} for score in scores]
+        entry = {"step": step, "loss": loss, "seconds": round(seconds, 1), "gain_db": mean_gain(scores)}
         self._lines = [line for line in self._lines if json.loads(line)["step"] != step]
         self._lines.append(json.dumps({**entry, "volumes": volumes}))
         with atomic_file(self._path, overwrite=True) as file:
             file.write(("\n".join(self._lines) + "\n").encode())
+
+    @property
+    def entries(self) -> list[dict[str, Any]]:
+        """Every validation so far."""
+        return [json.loads(line) for line in self._lines]
+
+    def to_keep(self, *, named: bool) -> bytes:
+        """The log as it stays beside the checkpoint: unless `named`, subjects are numbered as in the card."""
+        numbers: dict[str, str] = {}
+        kept = []
+        for entry in self.entries:
+            for volume in () if named else entry["volumes"]:
+                volume["subject"] = numbers.setdefault(volume["subject"], f"subject {len(numbers) + 1}")
+                volume.pop("name", None)
+            kept.append(json.dumps(entry))
+        return ("\n".join(kept) + "\n").encode()
+
+
+def _table(score: Score) -> dict[str, Any]:
+    return asdict(score)  # type: ignore[call-overload,no-any-return]  # every score is a dataclass
 
 
 def pack_identity(path: Path) -> str:

@@ -10,18 +10,22 @@ from medsr_cli.networks.checkpoint import config_of
 from medsr_cli.training.card import (
     Facts,
     contrast_of,
+    degradation_of,
     low_resolution_spacing_mm,
     metadata,
     table_rows,
     write_card,
 )
-from medsr_cli.training.loop import TrainingState
 from medsr_cli.training.pack import PackedVolume
-from medsr_cli.training.recipe import PRESETS
+from medsr_cli.training.recipe import recipe_named
 from medsr_cli.training.release import best_network, refuse_worse, rounded_to_half
-from medsr_cli.training.validation import VolumeScore
+from medsr_cli.training.state import TrainingState
+from medsr_cli.training.validation import CentreScore, ConditionFigures, OverlapScore, VolumeScore
 from medsr_cli.training.workfolder import Log, RunIdentity, WorkFolder
+from medsr_cli.volume.degradation import DEGRADATIONS
 from tests.training.anatomy import tiny_network
+
+QUICK = recipe_named("rdst", "quick")
 
 
 def score(gain, subject="Doe^Jane", name="Doe^Jane/MRN123_T1w.nii.gz"):
@@ -58,7 +62,22 @@ def test_worse_than_bicubic_is_refused():
         refuse_worse(state(-1.0, 0.1), [score(0.2), score(-0.6)])
     with pytest.raises(QualityGateFailed, match="against bicubic"):
         refuse_worse(state(-1.0, -0.5))
-    refuse_worse(state(-1.0, -0.5), least_gain_db=-0.9)
+    refuse_worse(state(-1.0, -0.5), least_gain=-0.9)
+
+
+def test_the_last_weights_need_not_be_better_than_the_start_where_they_are_kept_on_purpose():
+    with pytest.raises(QualityGateFailed, match="start"):
+        refuse_worse(state(2.0, 1.5), [score(1.5)])
+    run = state(2.0, 1.5)
+    run.best_step, run.best_gain_db = 10, 1.5
+    refuse_worse(run, [score(1.5)], judge="last")
+    with pytest.raises(QualityGateFailed, match="against bicubic"):
+        refuse_worse(run, [score(-0.1)], judge="last")
+
+
+def test_the_gate_speaks_of_what_was_measured():
+    with pytest.raises(QualityGateFailed, match=r"-0\.100 Dice against the best threshold"):
+        refuse_worse(state(-1.0, -0.1), unit="Dice", baseline="the best threshold")
 
 
 # -- precision ---------------------------------------------------------------------------------------------
@@ -111,10 +130,10 @@ def facts(**changes):
         half=True,
         modality="mr",
         body_part="brain",
-        spacing_mm=low_resolution_spacing_mm(train, 4),
+        spacing_mm=low_resolution_spacing_mm(train, [4.0]),
         licence="CC-BY-4.0",
         data_licence="own",
-        recipe=PRESETS["quick"],
+        recipe=QUICK,
         state=state(-1.0, 0.5),
         interrupted=False,
         device="2 CPU threads",
@@ -145,8 +164,10 @@ def test_the_card_has_what_was_asked_for():
     assert "1 of these 2 volumes are worse" in body
     for text in ("a" * 64, "b" * 64, "cv2 cubic a=-0.75", "0-1 per-volume min-max", "Research use", "In-plane only"):
         assert text in body
-    for field in dataclasses.fields(PRESETS["quick"]):
-        assert f"| {field.name} | {getattr(PRESETS['quick'], field.name)} |" in body
+    for field in dataclasses.fields(QUICK):
+        if field.name not in ("then", "sources"):
+            source = QUICK.sources.get(field.name, "")
+            assert f"| {field.name} | {getattr(QUICK, field.name)} | {source} |" in body
 
 
 def test_card_and_metadata_name_nobody():
@@ -172,6 +193,68 @@ def test_metadata_is_text_that_a_manifest_takes():
 )
 def test_contrasts_come_from_a_closed_list(name, contrast):
     assert contrast_of(name) == contrast
+
+
+def test_every_stage_and_its_sources_are_told():
+    recipe = recipe_named("rdst", "paper-hrl")
+    networks = {"segmentation": ("a file", "d" * 64)}
+    card = write_card(facts(recipe=recipe, networks=networks), 1, "c" * 64, "ours-x4.png")
+    first, second = card.split("Stage 1:")[1].split("Stage 2:")
+    assert "| losses | {'l1': 1.0} |" in first
+    assert "| losses | {'l1': 1.0, 'hrl': 10.0} | arXiv 2302.11184" in second
+    assert f"- segmentation: a file, SHA-256 {'d' * 64}" in second
+    assert "(ours-x4.png)" in card
+    said = yaml.safe_load(card.split("---\n")[1])["medsr"]
+    assert said["networks"]["segmentation"]["sha256"] == "d" * 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "words"),
+    [
+        ({"degradation": "cubic"}, "cubic", "no blur, no noise"),
+        ({"degradation": "cubic-blur"}, "cubic-blur", "3x3 blur of (1/4, 1/2, 1/4), no noise"),
+        (
+            {"degradation": "cubic-blur", "blur_draws": (0.4, 0.3), "noise": 0.015},
+            "cubic",
+            "(40% of the patches in full, 30% not at all, the others in between), Gaussian noise of up to 0.015",
+        ),
+        ({"degradation": "fourier"}, "fourier", "first pixels' centres aligned"),
+        ({"task": "segmentation"}, "none", "none"),
+    ],
+)
+def test_the_degradation_is_told_with_kernel_blur_and_noise(changes, name, words):
+    recipe = dataclasses.replace(recipe_named("miassr", "paper"), noise=0.0, blur_draws=(1.0, 0.0), blur_share=1.0)
+    found, told = degradation_of(dataclasses.replace(recipe, **changes))
+    assert found == name
+    assert words in told
+
+
+def test_every_degradation_has_its_words():
+    for name in DEGRADATIONS:
+        recipe = dataclasses.replace(QUICK, method="m2trans", degradation=name)
+        assert len(degradation_of(recipe)[1].split()) > 5
+
+
+def test_scores_without_bicubic_have_their_own_table():
+    seg = dataclasses.replace(QUICK, task="segmentation", method="segmentation")
+    rows = table_rows([OverlapScore("Doe", "Doe/a.nii", 7, 0.8123, 0.5)], named=False)
+    card = write_card(facts(recipe=seg, scale=None, rows=rows, method="segmentation"), 1, "c" * 64)
+    assert "| subject 1 | - | 7 | 0.812 | 0.500 | +0.312 |" in card
+    assert "bicubic" not in card.split("## Recipe")[0]
+    assert "Degradation that it undoes" not in card
+    rows = table_rows([CentreScore("Doe", "Doe/a.nii", 7, 0.3, 0.1)], named=False)
+    card = write_card(facts(recipe=dataclasses.replace(seg, task="detection"), scale=None, rows=rows), 1, "c" * 64)
+    assert "| subject 1 | - | 7 | 0.300 | 0.100 | -0.200 |" in card
+    assert "worse than with always answering" in card
+
+
+def test_any_scale_has_a_line_for_each():
+    lines = (ConditionFigures("x2", 40, 0.9, 38, 0.8), ConditionFigures("x3", 30, 0.8, 29, 0.7))
+    rows = table_rows([VolumeScore("Doe", "Doe/a.nii", 7, 35, 0.85, 33.5, 0.75, lines)], named=False)
+    card = write_card(facts(scale=None, scale_range=(1.0, 4.0), rows=rows, method="miassr"), 1, "c" * 64)
+    assert "| x2 | 40.00 | 38.00 | +2.00 | 0.9000 | 0.8000 |" in card
+    assert "| x3 | 30.00 | 29.00 | +1.00 |" in card
+    assert "above x1 and up to x4" in card
 
 
 # -- the work folder ---------------------------------------------------------------------------------------
@@ -206,3 +289,14 @@ def test_the_log_drops_what_will_come_again(tmp_path):
     again.add(20, 0.2, 2.0, [score(5.0)])
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["step"], line["gain_db"]) for line in lines] == [(0, 0.0), (10, 1.0), (20, 5.0)]
+
+
+def test_the_log_that_is_kept_names_nobody(tmp_path):
+    log = Log(tmp_path / "log.jsonl", 0)
+    log.add(0, None, 1.0, [score(0.5), score(0.1, "Poe", "Poe/x.nii")])
+    kept = log.to_keep(named=False).decode()
+    assert "Doe" not in kept
+    assert "Poe" not in kept
+    assert [v["subject"] for v in json.loads(kept)["volumes"]] == ["subject 1", "subject 2"]
+    assert "Doe^Jane/MRN123_T1w" in log.to_keep(named=True).decode()
+    assert "Doe^Jane" in (tmp_path / "log.jsonl").read_text()
