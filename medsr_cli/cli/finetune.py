@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,14 +14,14 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from medsr_cli.training.validation import VolumeScore
+    from medsr_cli.training.validation import Score
 
 INTERRUPTED = 130
 """Exit code where Ctrl-C or a kill stopped the training, as shells count it."""
 LINE_EVERY_SECONDS = 60.0
 """Time between two lines of a job's log."""
 
-TRAINING = "Recipe (defaults: stage 1 of the RDST paper)"
+TRAINING = "Recipe: what a preset has, set anew (any other field of it: --set)"
 DATA = "Images"
 RUN = "Run"
 SAYS = "What the checkpoint says of itself"
@@ -32,8 +32,37 @@ def finetune(
         Path, typer.Argument(metavar="DIR", help="Images, a subject's in a folder of its own; or a packed file.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint to write (.safetensors).")],
-    model: Annotated[str, typer.Option("--model", "-m", help="rdst (8 blocks) or rdst-e (4).")] = "rdst",
-    scale: Annotated[int, typer.Option("--scale", "-s", help="2, 3 or 4.")] = 4,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help="rdst, rdst-e, miassr, msgan, m2trans, cohft-s, -m or -l, cohft-released [rdst]."
+        ),
+    ] = None,
+    scale: Annotated[
+        int | None, typer.Option("--scale", "-s", help="2, 3 or 4 [4]; miassr has all scales at once.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="super-resolution, segmentation (labels) or detection (of a lesion).")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="paper, quick (for two cores), or another of the method's [paper]."),
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="A recipe of your own: a YAML file.")] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="Go on with this checkpoint: a path or an id.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--start", help="Take what fits from a checkpoint of another size.")
+    ] = None,
+    segmentation: Annotated[
+        str | None,
+        typer.Option("--segmentation", help="The segmentation network that a loss compares with: a path or an id."),
+    ] = None,
+    pack_only: Annotated[
+        bool,
+        typer.Option("--pack-only", help="Write the slices into one file, to be trained on elsewhere; no training."),
+    ] = False,
     validation: Annotated[
         Path | None, typer.Option("--val", help="A folder to validate on.", rich_help_panel=DATA)
     ] = None,
@@ -47,73 +76,87 @@ def finetune(
     exclude: Annotated[
         list[str] | None, typer.Option("--exclude", help="Leave these out (patterns).", rich_help_panel=DATA)
     ] = None,
+    masks: Annotated[
+        list[str] | None, typer.Option("--mask", help="Masks to use (patterns) [all].", rich_help_panel=DATA)
+    ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option("--target", help="cohft: images to enlarge (patterns) [T2*, FLAIR*].", rich_help_panel=DATA),
+    ] = None,
+    guides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--guide-name", "--guide-pattern", help="cohft: their guides (patterns) [T1*].", rich_help_panel=DATA
+        ),
+    ] = None,
+    low: Annotated[
+        Path | None,
+        typer.Option("--low", help="Low-resolution images of the same names, not made ones.", rich_help_panel=DATA),
+    ] = None,
+    contrasts: Annotated[
+        list[str] | None,
+        typer.Option("--contrast", help="Registered images that are channels, in order.", rich_help_panel=DATA),
+    ] = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option("--captions", help="m2trans: a text file, a line for each image.", rich_help_panel=DATA),
+    ] = None,
     axis: Annotated[str, typer.Option("--axis", help="Slice axis.", rich_help_panel=DATA)] = "auto",
-    pack_only: Annotated[
-        bool,
-        typer.Option("--pack-only", help="Write the slices into one file, to be trained on elsewhere; no training."),
-    ] = False,
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="Go on with this checkpoint: a path or an id.")
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Any field, as YAML.", rich_help_panel=TRAINING),
     ] = None,
-    start: Annotated[
-        str | None, typer.Option("--start", help="Take what fits from a checkpoint of another size.")
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option("--preset", help="paper, or quick: what works on two cores.", rich_help_panel=TRAINING),
-    ] = None,
-    iterations: Annotated[int | None, typer.Option(help="Steps [100000].", rich_help_panel=TRAINING)] = None,
-    batch: Annotated[int | None, typer.Option(help="Patches a step [32].", rich_help_panel=TRAINING)] = None,
-    patch: Annotated[
-        int | None, typer.Option(help="Side of a low-resolution patch [24].", rich_help_panel=TRAINING)
-    ] = None,
+    iterations: Annotated[int | None, typer.Option(help="Steps of the first stage.", rich_help_panel=TRAINING)] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a step.", rich_help_panel=TRAINING)] = None,
+    patch: Annotated[int | None, typer.Option(help="Side of a low-resolution patch.", rich_help_panel=TRAINING)] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", "--lr", help="Adam's [2e-4].", rich_help_panel=TRAINING)
+        float | None, typer.Option("--learning-rate", "--lr", help="Adam's.", rich_help_panel=TRAINING)
     ] = None,
-    betas: Annotated[
-        tuple[float, float] | None, typer.Option(help="Adam's [0.9 0.99].", rich_help_panel=TRAINING)
-    ] = None,
+    betas: Annotated[tuple[float, float] | None, typer.Option(help="Adam's.", rich_help_panel=TRAINING)] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="constant or cooldown [constant].", rich_help_panel=TRAINING)
+        str | None, typer.Option(help="constant, cooldown, milestones or cosine.", rich_help_panel=TRAINING)
     ] = None,
-    warmup: Annotated[int | None, typer.Option(help="Steps of rising rate [0].", rich_help_panel=TRAINING)] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps of rising rate.", rich_help_panel=TRAINING)] = None,
     cooldown: Annotated[
-        float | None, typer.Option(help="Share of the run with falling rate [0.2].", rich_help_panel=TRAINING)
+        float | None, typer.Option(help="Share of the stage with falling rate.", rich_help_panel=TRAINING)
     ] = None,
     augment: Annotated[
         bool | None,
-        typer.Option("--augment/--no-augment", help="Flip and transpose patches [no].", rich_help_panel=TRAINING),
+        typer.Option("--augment/--no-augment", help="Flip and transpose patches.", rich_help_panel=TRAINING),
     ] = None,
     gain: Annotated[
-        float | None, typer.Option(help="Brighten patches by up to this factor [1].", rich_help_panel=TRAINING)
+        float | None, typer.Option(help="Brighten patches by up to this factor.", rich_help_panel=TRAINING)
     ] = None,
     reduced_share: Annotated[
-        float | None, typer.Option(help="Share of patches at half resolution [0].", rich_help_panel=TRAINING)
+        float | None, typer.Option(help="Share of patches at half resolution.", rich_help_panel=TRAINING)
     ] = None,
     minimum_deviation: Annotated[
-        float | None, typer.Option(help="Draw flatter patches again [0].", rich_help_panel=TRAINING)
+        float | None, typer.Option(help="Draw flatter patches again.", rich_help_panel=TRAINING)
     ] = None,
     linear_steps: Annotated[
-        int | None, typer.Option(help="Steps that train head and tail alone, first [0].", rich_help_panel=TRAINING)
+        int | None, typer.Option(help="rdst: steps of head and tail alone, first.", rich_help_panel=TRAINING)
     ] = None,
     outer_rate: Annotated[
         float | None,
-        typer.Option("--outer-rate", help="Share of the learning rate around the dense blocks.", show_default=False),
+        typer.Option(help="rdst: share of the rate around the dense blocks.", rich_help_panel=TRAINING),
     ] = None,
     clip_norm: Annotated[
-        float | None, typer.Option(help="Largest gradient norm; 0: none [0].", rich_help_panel=TRAINING)
+        float | None, typer.Option(help="Largest gradient norm; 0: none.", rich_help_panel=TRAINING)
     ] = None,
     average: Annotated[
-        float | None, typer.Option(help="Decay of the weights' moving average [0].", rich_help_panel=TRAINING)
+        float | None, typer.Option(help="Decay of the weights' moving average.", rich_help_panel=TRAINING)
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Validations without a gain; 0: any.", rich_help_panel=TRAINING)
     ] = None,
     validate_every: Annotated[
-        int | None, typer.Option(help="Steps between validations [500].", rich_help_panel=TRAINING)
+        int | None, typer.Option(help="Steps between validations.", rich_help_panel=TRAINING)
     ] = None,
     validation_slices: Annotated[
         int, typer.Option(min=0, help="Slices a volume in a validation; 0: all.", rich_help_panel=TRAINING)
     ] = 8,
     seed: Annotated[int | None, typer.Option(help="[0]", rich_help_panel=TRAINING)] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16 [fp32].", rich_help_panel=TRAINING)] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.", rich_help_panel=TRAINING)] = None,
     device: Annotated[
         str, typer.Option("--device", "-d", help="auto, cpu, cuda[:N] or mps.", rich_help_panel=RUN)
     ] = "auto",
@@ -148,13 +191,16 @@ def finetune(
 ) -> None:
     """Train or fine-tune a network on a folder of images, and write a checkpoint that --weights takes.
 
-    Low-resolution slices are made from the images themselves; subjects are held out to validate on, beside
-    bicubic. A network that is not better than its start and than bicubic is not written (exit 7). Ctrl-C
-    saves the state: the same command with --resume goes on exactly. Research use; in-plane only.
+    Low-resolution slices are made from the images themselves, by the method's own degradation, unless --low has
+    them; subjects are held out to validate on, beside bicubic. A network that is not better than its start and
+    than bicubic is not written (exit 7). Ctrl-C saves the state: the same command with --resume goes on exactly.
+    Card, curve and log stand beside the checkpoint. Several GPUs: accelerate launch -m medsr_cli finetune ....
+    Research use; in-plane only.
     """
-    from medsr_cli.tasks.finetune import FinetuneRequest
+    from medsr_cli.tasks.finetune import FinetuneRequest, is_first_process, model_of_task
     from medsr_cli.tasks.finetune import as_json as to_json
     from medsr_cli.tasks.finetune import finetune as train
+    from medsr_cli.tasks.training_networks import settings_from
 
     given: dict[str, Any] = {
         "iterations": iterations,
@@ -173,6 +219,7 @@ def finetune(
         "outer_rate": outer_rate,
         "clip_norm": clip_norm,
         "average": average,
+        "patience": patience,
         "validate_every": validate_every,
         "seed": seed,
         "precision": precision,
@@ -180,16 +227,27 @@ def finetune(
     request = FinetuneRequest(
         folder=folder,
         output=output,
-        model=model,
+        model=model_of_task(task, model),
         scale=scale,
         validation=validation,
         validation_subjects=tuple(validation_subjects or ()),
         weights=weights,
         start=start,
         preset=preset,
-        settings={name: value for name, value in given.items() if value is not None},
+        recipe=recipe,
+        settings={
+            **settings_from(assignments or ()),
+            **{name: value for name, value in given.items() if value is not None},
+        },
+        segmentation=segmentation,
         include=tuple(include or ()),
         exclude=tuple(exclude or ()),
+        masks=tuple(masks or ()),
+        targets=tuple(targets or ()),
+        guides=tuple(guides or ()),
+        low=low,
+        contrasts=tuple(contrasts or ()),
+        captions=captions,
         axis=axis,
         device=device,
         threads=threads,
@@ -206,9 +264,10 @@ def finetune(
         data_licence=data_licence,
         show_names=show_names,
     )
-    with _watcher(quiet=quiet, bar=not no_progress) as watcher:
+    with _watcher(quiet=quiet or not is_first_process(), bar=not no_progress) as watcher:
         result = train(request, watcher)
-    if as_json:
+    # Of several processes the first one tells it.
+    if as_json and result.main:
         print(to_json(result))
     elif result.output is not None:
         print(result.output)
@@ -243,7 +302,7 @@ class _Lines:
             self.note(f"step {done} of {total}, loss {self._loss / self._steps:.5f}, {rate:.2f} steps/s, {left} left")
             self._loss, self._steps, self._since = 0.0, 0, time.monotonic()
 
-    def validated(self, done: int, scores: list[VolumeScore], best: bool) -> None:
+    def validated(self, done: int, scores: Sequence[Score], best: bool) -> None:
         self.note(f"step {done}: {_verdict(scores, best)}")
 
 
@@ -274,15 +333,19 @@ class _Bar(_Lines):
         figures = f"{rate:.2f}/s  {left} left  loss {self._smooth:.5f}  {self._last}"
         self._progress.update(self._training, completed=done, total=total, visible=True, figures=figures)
 
-    def validated(self, done: int, scores: list[VolumeScore], best: bool) -> None:
+    def validated(self, done: int, scores: Sequence[Score], best: bool) -> None:
         self._last = _verdict(scores, best)
         super().validated(done, scores, best)
 
 
-def _verdict(scores: list[VolumeScore], best: bool) -> str:
-    gain = sum(score.gain_db for score in scores) / len(scores)
-    psnr = sum(score.psnr for score in scores) / len(scores)
-    return f"{psnr:.2f} dB, {gain:+.2f} dB against bicubic{', the best so far' if best else ''}"
+def _verdict(scores: Sequence[Score], best: bool) -> str:
+    """Figure and gain, means over the volumes, for example `31.20 dB, +1.05 dB against bicubic`."""
+    gain = sum(score.gain for score in scores) / len(scores)
+    figure = sum(score.figure for score in scores) / len(scores)
+    unit, baseline = scores[0].unit, scores[0].baseline
+    digits = 2 if unit == "dB" else 3
+    told = f"{figure:.{digits}f} {unit}, {gain:+.{digits}f} {unit if unit == 'dB' else ''}".rstrip()
+    return f"{told} against {baseline}{', the best so far' if best else ''}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,11 +29,13 @@ from medsr_cli.errors import (
     RunError,
     WeightsError,
 )
+from medsr_cli.formats import atomic
 from medsr_cli.networks import load_network
 from medsr_cli.tasks.finetune import FinetuneRequest, as_json, command_line, finetune
-from medsr_cli.training import loop
-from medsr_cli.training.loop import read_state
+from medsr_cli.training import interruption, loop
 from medsr_cli.training.pack import PackedSlices
+from medsr_cli.training.recipe import changed, recipe_named
+from medsr_cli.training.state import read_state
 from medsr_cli.training.validation import mean_gain_db, validate
 from tests.training.anatomy import packed, phantom, tiny
 
@@ -70,6 +73,10 @@ class Ear:
 
     def validated(self, done, scores, best):
         self.validations.append((done, mean_gain_db(scores)))
+
+
+WHOLE = ["out.log.jsonl", "out.md", "out.png", "out.safetensors"]
+"""What a finished run leaves."""
 
 
 def interrupt():
@@ -119,7 +126,7 @@ def test_a_linear_start_gets_past_bicubic_and_is_written(trained):
     request, result, ear = trained
     assert result.gain_db > 0
     assert result.gain_db > result.start_gain_db
-    assert names(request.output.parent) == ["ours.md", "ours.safetensors"]
+    assert names(request.output.parent) == ["ours.log.jsonl", "ours.md", "ours.png", "ours.safetensors"]
     assert result.output == request.output.with_name("ours.safetensors")
     assert not result.interrupted
     assert ear.steps == list(range(1, 281))
@@ -169,7 +176,7 @@ def test_the_result_is_one_line_of_json(trained):
     said = json.loads(line)
     assert "\n" not in line
     assert said["path"] == str(result.output)
-    assert said["scores"][0]["gain_db"] == pytest.approx(result.gain_db)
+    assert said["scores"][0]["gain"] == pytest.approx(result.gain_db)
 
 
 # -- the gate ----------------------------------------------------------------------------------------------
@@ -199,7 +206,7 @@ def test_a_refused_run_can_be_trained_longer(request_):
     result = finetune(replace(request_, resume=True, settings={"iterations": 8}), ear)
     assert ear.steps == [7, 8]
     assert result.steps == 8
-    assert names(request_.output.parent) == ["out.md", "out.safetensors"]
+    assert names(request_.output.parent) == WHOLE
 
 
 # -- stopping and going on ---------------------------------------------------------------------------------
@@ -221,7 +228,7 @@ def test_stopped_and_resumed_gives_the_same_file(request_, tmp_path):
     assert [step for step, _ in ear.validations] == [6]
     mine, theirs = weights(second.output), weights(whole.output)
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-    assert names(stopped_at.parent) == ["out.md", "out.safetensors"]
+    assert names(stopped_at.parent) == WHOLE
 
 
 def test_ctrl_c_writes_what_is_good_so_far_and_the_resumed_run_replaces_it(request_):
@@ -277,7 +284,7 @@ def test_resuming_nothing_starts_and_says_so(request_):
 
 def test_max_minutes_stops_validates_and_can_go_on(request_, monkeypatch):
     ticks = iter(range(10_000))
-    monkeypatch.setattr(loop.time, "monotonic", lambda: next(ticks) * 1.0)
+    monkeypatch.setattr(interruption.time, "monotonic", lambda: next(ticks) * 1.0)
     ear = Ear()
     first = finetune(replace(request_, max_minutes=0.2), ear)
     monkeypatch.undo()
@@ -341,14 +348,29 @@ def test_a_killed_process_leaves_a_state_and_no_partial_output(pack, tmp_path, n
         load_network(out)
         assert said.strip() == str(out)
     left = {name for name in names(tmp_path) if not name.startswith(".medsr-")}
-    assert left <= {"out.work", "out.safetensors", "out.md"}
+    assert left <= {"out.work", *WHOLE}
     ear = Ear()
     request = FinetuneRequest(
-        pack, out, scale=2, resume=True, settings={"iterations": step + 2}, device="cpu", least_gain_db=-1e9
+        pack,
+        out,
+        scale=2,
+        resume=True,
+        settings={"iterations": step + 2},
+        device="cpu",
+        least_gain_db=-1e9,
+        threads=1,
     )
     with _either():
-        finetune(request, ear)
+        finetune(replace(request, keep_work=True), ear)
     assert ear.steps == [step + 1, step + 2]
+    if number == signal.SIGKILL:
+        given = {"batch": 1, "patch": 8, "validate_every": 2, "learning_rate": 1e-6, "iterations": step + 2}
+        whole = replace(request, output=tmp_path / "whole" / "out.safetensors", resume=False, keep_work=True)
+        with _either():
+            finetune(replace(whole, weights=str(start), settings=given, threads=1), Ear())
+        mine, theirs = (read_state(place / "out.work" / "state.pt") for place in (tmp_path, tmp_path / "whole"))
+        assert mine["history"] == theirs["history"]
+        assert all(torch.equal(mine["weights"][key], theirs["weights"][key]) for key in theirs["weights"])
 
 
 # -- what stands in the way --------------------------------------------------------------------------------
@@ -391,6 +413,13 @@ def test_a_run_that_was_not_finished_is_not_thrown_away(request_):
         ({"resume": True, "overwrite": True}, ArgumentsError, "--overwrite"),
         ({"max_minutes": 0.0}, ArgumentsError, "minutes"),
         ({"preset": "slow"}, ArgumentsError, "paper, quick"),
+        ({"preset": "paper", "recipe": Path("x.yaml")}, ArgumentsError, "--recipe"),
+        ({"recipe": Path("gone.yaml")}, ArgumentsError, "gone.yaml"),
+        ({"segmentation": "a.safetensors"}, ArgumentsError, "no loss of this recipe"),
+        ({"settings": {"losses": {"hrl": 1.0}}, "segmentation": "gone.pt2"}, WeightsError, "gone.pt2"),
+        ({"model": "uscyclegan"}, ArgumentsError, "medsr upscale IMAGE -m uscyclegan"),
+        ({"model": "miassr"}, ArgumentsError, "every scale at once"),
+        ({"model": "segmentation"}, ArgumentsError, "enlarges nothing"),
         ({"settings": {"batch": 0}}, ArgumentsError, "batch"),
         ({"device": "tpu"}, ArgumentsError, "tpu"),
         ({"weights": "gone.safetensors"}, WeightsError, "gone.safetensors"),
@@ -426,22 +455,28 @@ def test_images_too_small_to_validate_on_are_refused(request_, tmp_path):
         finetune(replace(request_, folder=small), Ear())
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_no_output(request_, monkeypatch):
-    good = loop.atomic_file
+@pytest.mark.parametrize("name", ["out.safetensors", "state.pt"])
+def test_a_full_disk_is_one_sentence_and_the_last_state_goes_on(request_, monkeypatch, name):
+    """Once while the checkpoint is written, once at the second state, in the middle of the training."""
+    good, written = atomic.atomic_file, []
 
     @contextlib.contextmanager
     def full(target, **options):
-        if target.suffix == ".safetensors":
+        written.append(target.name)
+        if target.name == name and (name == "out.safetensors" or written.count(name) == 2):
             msg = f"The disk is full: {target.name} was not written."
-            raise RunError(msg)
+            raise RunError(msg, "Free some space.")
         with good(target, **options) as file:
             yield file
 
     monkeypatch.setattr("medsr_cli.formats.atomic.atomic_file", full)
-    with pytest.raises(RunError, match="full"):
+    monkeypatch.setattr("medsr_cli.training.state.atomic_file", full)
+    with pytest.raises(RunError, match="full") as caught:
         finetune(request_, Ear())
+    assert "out.work: --resume" in caught.value.remedy
     monkeypatch.undo()
     assert names(request_.output.parent) == ["out.work"]
+    assert read_state(request_.output.parent / "out.work" / "state.pt")["step"] == (6 if name != "state.pt" else 0)
     finetune(replace(request_, resume=True), Ear())
     load_network(request_.output)
 
@@ -615,7 +650,7 @@ def run_cli(*arguments):
 
 
 def test_the_path_alone_on_stdout(pack, tmp_path, trained, monkeypatch):
-    monkeypatch.setattr("medsr_cli.tasks.finetune._named_config", lambda request: tiny(request.scale))
+    monkeypatch.setattr("medsr_cli.tasks.training_networks.named_config", lambda request, slices: tiny(request.scale))
     out = tmp_path / "ours.safetensors"
     options = [f"--{name.replace('_', '-')}={value}" for name, value in LINEAR.items()]
     done = run_cli(pack, "-o", out, "-s", 2, "-d", "cpu", *options)
@@ -628,7 +663,7 @@ def test_the_path_alone_on_stdout(pack, tmp_path, trained, monkeypatch):
 
 
 def test_the_gate_is_told_to_the_caller(pack, tmp_path, monkeypatch):
-    monkeypatch.setattr("medsr_cli.tasks.finetune._named_config", lambda request: tiny(request.scale))
+    monkeypatch.setattr("medsr_cli.tasks.training_networks.named_config", lambda request, slices: tiny(request.scale))
     done = run_cli(pack, "-o", tmp_path / "o", "-s", 2, "--iterations", 2, "--batch", 1, "--patch", 8, "-q")
     assert isinstance(done.exception, QualityGateFailed)
     assert done.output == ""
@@ -645,7 +680,8 @@ def test_options_reach_the_recipe(monkeypatch, pack, tmp_path):
     assert (request.model, request.half, request.preset, request.exclude) == ("rdst-e", False, "quick", ("*_x*", "y"))
     assert json.loads(done.stdout)["path"] == "somewhere"
     assert command_line(request) == (
-        "medsr finetune DIR -m rdst-e -s 4 -o OUT --exclude PATTERN --preset quick --no-half --betas 0.8 0.9 --augment"
+        "medsr finetune DIR -m rdst-e -o OUT --exclude PATTERN --preset quick --no-half "
+        "--set 'betas=[0.8, 0.9]' --set augment=true"
     )
 
 
@@ -655,14 +691,37 @@ def _result():
     return FinetuneResult(Path("somewhere"))
 
 
-def test_every_field_of_the_recipe_is_an_option():
-    import inspect
-    from dataclasses import fields
+def test_every_field_of_the_recipe_can_be_set(monkeypatch, pack, tmp_path):
+    """By an option of its own or by --set; values are YAML, of which the brackets may be left away."""
+    seen = []
+    monkeypatch.setattr("medsr_cli.tasks.finetune.finetune", lambda request, watcher: seen.append(request) or _result())
+    given = ("weight_decay=1e-4", "scales=2,3.5", "losses=l1: 1, encoder1: 1e1", "schedule=cosine", "critic-steps=2")
+    done = run_cli(pack, "-o", tmp_path / "o", "--batch", 3, *(word for text in given for word in ("--set", text)))
+    assert done.exit_code == 0, done.output
+    wanted = {"weight_decay": 1e-4, "scales": [2, 3.5], "losses": {"l1": 1, "encoder1": 10.0}, "schedule": "cosine"}
+    assert seen[0].settings == {**wanted, "critic_steps": 2, "batch": 3}
+    recipe = changed(recipe_named("rdst", "paper"), seen[0].settings)
+    assert (recipe.scales, recipe.losses, recipe.batch) == ((2.0, 3.5), {"l1": 1.0, "encoder1": 10.0}, 3)
 
-    from medsr_cli.training.recipe import Recipe
 
-    options = set(inspect.signature(cli.finetune).parameters)
-    assert {field.name for field in fields(Recipe)} - options == {"skip_loss"}
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("batch", "no field"), ("no_such=1", "no_such"), ("batch=[1", "cannot be read"), ("batch=x", "batch")],
+)
+def test_what_cannot_be_set_is_refused(pack, tmp_path, text, words):
+    done = run_cli(pack, "-o", tmp_path / "o", "--set", text)
+    assert isinstance(done.exception, ArgumentsError)
+    assert words in str(done.exception)
+
+
+def test_what_the_card_says_of_its_command_repeats_it(pack, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("medsr_cli.tasks.finetune.finetune", lambda request, watcher: seen.append(request) or _result())
+    run_cli(pack, "-o", "OUT", "-m", "miassr", "--set", "losses={l1: 1, vgg22: 0.001}", "--augment", "--lr", "3e-5")
+    words = shlex.split(command_line(seen[0]))[2:]
+    run_cli(pack, *words[1:])
+    assert seen[1].settings == seen[0].settings
+    assert seen[1].model == "miassr"
 
 
 def test_the_command_imports_nothing_heavy():
