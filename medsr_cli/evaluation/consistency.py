@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medsr_cli.errors import QualityGateFailed
+from medsr_cli.evaluation.agreement_map import Limit, LocalAgreement
 from medsr_cli.volume.degradation import CUBIC, Degradation
 
 MEAN_SHIFT_LIMIT = 0.1
@@ -42,9 +44,10 @@ class Agreement:
     worst_slice: int = -1
     _sums: tuple[float, float, float, float, float] = (0.0, 0.0, 0.0, 0.0, 0.0)
 
-    def add(self, given: Plane, result: Plane, slice_number: int) -> None:
-        """Compare one slice, (channels, rows, columns), values about [0, 1]."""
-        again = self.degradation.down(result.astype(np.float64, copy=False), (given.shape[-2], given.shape[-1]))
+    def add(self, given: Plane, result: Plane, slice_number: int) -> NDArray[np.float64]:
+        """Compare one slice, (channels, rows, columns), values about [0, 1]; returns it shrunken, like `given`."""
+        down = self.degradation.down(result.astype(np.float64, copy=False), (given.shape[-2], given.shape[-1]))
+        again: NDArray[np.float64] = np.asarray(down, np.float64)
         difference = np.abs(again - given)
         worst = float(difference.max())
         if worst > self.largest:
@@ -55,6 +58,7 @@ class Agreement:
         x, y = given.ravel().astype(np.float64), again.ravel()
         new = (x.sum(), y.sum(), x @ x, y @ y, x @ y)
         self._sums = tuple(a + float(b) for a, b in zip(self._sums, new, strict=True))  # type: ignore[assignment]
+        return again
 
     @property
     def mean_absolute(self) -> float:
@@ -85,25 +89,34 @@ class Consistency:
     A degradation that blurs cannot see what a network wrongly adds at the frequencies that it removes: a network
     that was trained to undo a blur makes a chessboard of an image that was not blurred, and the blur takes that
     chessboard away again. The plain cubic sees it.
+
+    Both look at whole volumes. What goes wrong in one place is looked for in blocks, by the checkpoint's own
+    degradation and against a limit from its validation images; see `agreement_map`.
     """
 
-    def __init__(self, degradation: Degradation = CUBIC) -> None:
+    def __init__(self, degradation: Degradation = CUBIC, limit: Limit | None = None) -> None:
         self.degradation = degradation
+        self.local = LocalAgreement(limit or Limit())
         self.own = Agreement(degradation)
         self.plain = self.own if degradation is CUBIC else Agreement(CUBIC)
         self.largest_overshoot = 0.0
 
-    def add(self, given: Plane, result: Plane, slice_number: int) -> None:
+    def add(self, given: Plane, result: Plane, slice_number: int) -> NDArray[np.float64]:
         """Compare one slice, (channels, rows, columns), values about [0, 1].
+
+        Returns:
+            |shrunken result - input|, shaped like `given`, as a share of the range.
 
         Raises:
             QualityGateFailed: the result is not finite, constant where the input is not, shifted in mean, or far
                 outside of the input's values.
         """
         self._refuse_broken(given, result, slice_number)
-        self.own.add(given, result, slice_number)
+        again = self.own.add(given, result, slice_number)
+        self.local.add(given, again, slice_number)
         if self.plain is not self.own:
             self.plain.add(given, result, slice_number)
+        return np.abs(again - given)
 
     def _refuse_broken(self, given: Plane, result: Plane, slice_number: int) -> None:
         if not np.isfinite(result).all():
@@ -127,7 +140,7 @@ class Consistency:
         """The worse of the two."""
         return min(self.own.correlation, self.plain.correlation)
 
-    def report(self, range_width: float) -> dict[str, float | int | str | None]:
+    def report(self, range_width: float) -> dict[str, Any]:
         """For the run's report; differences also in the image's own units."""
         own = self.own
         return {
@@ -140,4 +153,5 @@ class Consistency:
             "correlation": own.correlation,
             "correlation_by_cubic": self.plain.correlation,
             "overshoot_share_of_range": self.largest_overshoot,
+            "local": self.local.report(),
         }

@@ -24,8 +24,15 @@ Image = NDArray[np.floating]
 
 
 def psnr(result: Image, reference: Image, margin: int = 0) -> float:
-    """Peak signal-to-noise ratio in dB of two images (rows, columns), peak 1."""
+    """Peak signal-to-noise ratio in dB of two images (rows, columns), peak 1.
+
+    Raises:
+        ValueError: nothing is left of the images without their border.
+    """
     difference = _inner(result, margin) - _inner(reference, margin)
+    if not difference.size:
+        msg = f"Nothing is left of {reference.shape} pixels without a border of {margin}."
+        raise ValueError(msg)
     error = float(np.mean(np.square(difference, dtype=np.float64)))
     return IDENTICAL_DB if error == 0 else min(-10 * math.log10(error), IDENTICAL_DB)
 
@@ -62,7 +69,7 @@ def dice(result: NDArray[Any], reference: NDArray[Any], labels: Sequence[int]) -
 
 def _inner(image: Image, margin: int) -> Image:
     rows, columns = image.shape
-    return image[margin : rows - margin, margin : columns - margin]
+    return image[margin : max(rows - margin, margin), margin : max(columns - margin, margin)]
 
 
 def _window_mean(image: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,0 +1,427 @@
+"""Two images of one place side by side: figures, differences, headers, and where structures disagree."""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medsr_cli import __version__, formats
+from medsr_cli.errors import ArgumentsError
+from medsr_cli.evaluation.fsim import SMALLEST_SIDE as FSIM_SIDE
+from medsr_cli.evaluation.fsim import fsim
+from medsr_cli.evaluation.gmsd import gmsd
+from medsr_cli.evaluation.metrics import IDENTICAL_DB, SSIM_WINDOW, psnr, ssim
+from medsr_cli.evaluation.results import json_text, plain
+from medsr_cli.evaluation.sfrc import SMALLEST_PATCH, Correlations, cut_for, sfrc
+from medsr_cli.formats.atomic import atomic_file, refuse_existing
+from medsr_cli.formats.contract import Derivation, Reader, ReadOptions, Writer
+from medsr_cli.provenance.record import NOTICE, sha256_of, software
+from medsr_cli.tasks.compare_grids import (
+    MapSource,
+    Relation,
+    Seen,
+    grid_of,
+    placed_map,
+    position_mm,
+    relation_of,
+    seen_of,
+    slices_on_one_grid,
+)
+from medsr_cli.tasks.compare_headers import Difference, header_differences, patient_remark
+from medsr_cli.tasks.progress import Progress, Silent
+from medsr_cli.tasks.report import geometry
+from medsr_cli.volume.degradation import DEGRADATIONS
+from medsr_cli.volume.volume import Volume
+
+Unit = NDArray[np.float64]
+
+HISTOGRAM_BINS = 128
+JOINT_BINS = 100
+"""Of mutual information, along each image."""
+MOST_BOXES = 500
+"""Flagged patches that are listed, the lowest crossing first; all are counted."""
+REPORT, PAGE = "comparison.json", "comparison.html"
+"""Names in a folder of results."""
+SHOWN_SLICES = 3
+FLAGGED_LIMIT = 0.01
+"""Share of flagged patches above which `--strict` fails."""
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """What to compare, and where maps go."""
+
+    first: Path
+    second: Path
+    reference: bool = False
+    """Whether the second image is the truth: where the first departs from it in structure is looked for then."""
+    scale: float | None = None
+    """Enlargement that made the first image; structures that its input had should agree with the reference."""
+    resample: bool = False
+    degradation: str = "cubic"
+    """How the finer image is shrunken where one is finer by a whole factor."""
+    axis: str = "auto"
+    series: tuple[str | None, str | None] = (None, None)
+    flagged_map: Path | None = None
+    difference_map: Path | None = None
+    overwrite: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class SliceFigures:
+    """One slice of A against the same of B; PSNR and SSIM take B's range as the peak."""
+
+    slice: int
+    """Counted from 1."""
+    psnr_db: float
+    ssim: float
+    fsim: float
+    gmsd: float
+    mean_absolute: float
+    """In the file's units."""
+    largest: float
+    flagged_share: float | None = None
+    """Of the slice's patches; None without a reference."""
+
+
+@dataclass(frozen=True)
+class Flagged:
+    """A patch whose coarse structure is not that of the reference."""
+
+    slice: int
+    """Counted from 1."""
+    row: int
+    column: int
+    side: int
+    crossing: float
+    """Cycles per pixel from which on the structures differ."""
+    added: bool
+    """Whether A has more there than the reference: perhaps invented; else perhaps lost."""
+    centre_mm: list[float] | None
+    """RAS+."""
+
+
+@dataclass
+class Sums:
+    """What is added up over all slices."""
+
+    pixels: int = 0
+    absolute: float = 0.0
+    squared: float = 0.0
+    signed: float = 0.0
+    largest: float = 0.0
+    patches: int = 0
+    flagged: int = 0
+    joint: NDArray[np.int64] = field(default_factory=lambda: np.zeros((JOINT_BINS, JOINT_BINS), np.int64))
+
+
+@dataclass(frozen=True)
+class ShownSlice:
+    """A slice for the page, in the file's units."""
+
+    number: int
+    first: Unit
+    second: Unit
+    heat: Unit | None
+    """Share of the patches over each pixel that are flagged."""
+
+
+@dataclass
+class Comparison:
+    """Everything that was found."""
+
+    request: CompareRequest
+    relation: Relation
+    grid: Volume
+    volumes: tuple[Volume, Volume]
+    seen: tuple[Seen, Seen]
+    slices: list[SliceFigures] = field(default_factory=list)
+    flagged: list[Flagged] = field(default_factory=list)
+    sums: Sums = field(default_factory=Sums)
+    headers: list[Difference] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    shown: list[ShownSlice] = field(default_factory=list)
+    edges: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    histograms: tuple[NDArray[np.int64], NDArray[np.int64]] = field(
+        default_factory=lambda: (np.zeros(HISTOGRAM_BINS, np.int64), np.zeros(HISTOGRAM_BINS, np.int64))
+    )
+    date: str = ""
+
+    @property
+    def flagged_share(self) -> float | None:
+        """Of all patches; None without a reference."""
+        return self.sums.flagged / self.sums.patches if self.sums.patches else None
+
+    def figures(self) -> dict[str, float | None]:
+        """Of the whole volumes: sums over all voxels, and means over slices."""
+        sums, peak = self.sums, self.seen[1].width
+        mean_squared = sums.squared / sums.pixels
+        by_slice = {
+            name: float(np.mean(known)) if (known := self._known(name)) else None for name in ("ssim", "fsim", "gmsd")
+        }
+        return {
+            "psnr_db": IDENTICAL_DB
+            if mean_squared == 0
+            else min(10 * math.log10(peak**2 / mean_squared), IDENTICAL_DB),
+            "psnr_db_mean_of_slices": float(np.mean([one.psnr_db for one in self.slices])),
+            **by_slice,
+            "nmi": normalised_mutual_information(sums.joint),
+            "mean_absolute": sums.absolute / sums.pixels,
+            "mean_difference": sums.signed / sums.pixels,
+            "largest": sums.largest,
+            "flagged_share": self.flagged_share,
+        }
+
+    def _known(self, name: str) -> list[float]:
+        return [value for one in self.slices if math.isfinite(value := getattr(one, name))]
+
+    def report(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        first, second = self.request.first, self.request.second
+        listed = sorted(self.flagged, key=lambda box: (box.crossing, box.slice, box.row, box.column))
+        facts = {
+            "notice": NOTICE,
+            "software": software(),
+            "command": self.request.command,
+            "date": self.date,
+            "a": {"name": first.name, "sha256": sha256_of(first), **geometry(self.volumes[0]), **self._range(0)},
+            "b": {"name": second.name, "sha256": sha256_of(second), **geometry(self.volumes[1]), **self._range(1)},
+            "b_is_reference": self.request.reference,
+            "grid": {
+                "how": self.relation.how,
+                "factors": list(self.relation.factors),
+                "degradation": self.request.degradation if "shrunken" in self.relation.how else None,
+                "sentence": self.relation.sentence(first.name, second.name),
+            },
+            "peak": "range of B, in units of the files",
+            "figures": self.figures(),
+            "slices": [vars(one) for one in self.slices],
+            "structure": None
+            if not self.request.reference
+            else {
+                "method": "Fourier ring correlation of patches (arXiv 2603.04673)",
+                "cut_cycles_per_pixel": cut_for(self.request.scale),
+                "patches": self.sums.patches,
+                "flagged": self.sums.flagged,
+                "flagged_share": self.flagged_share,
+                "listed": [vars(box) for box in listed[:MOST_BOXES]],
+            },
+            "header_differences": [vars(one) for one in self.headers],
+            "warnings": self.warnings,
+        }
+        found: dict[str, Any] = plain(facts)
+        return found
+
+    def _range(self, which: int) -> dict[str, float]:
+        return {"minimum": self.seen[which].low, "maximum": self.seen[which].high}
+
+
+def compare(request: CompareRequest, progress: Progress | None = None) -> Comparison:
+    """Hold image A against image B, slice by slice.
+
+    Raises:
+        ArgumentsError: options that cannot be, or a map that exists.
+        InputRefused: one cannot be read, is constant, or their grids differ.
+    """
+    _refuse_contradictions(request)
+    first, second = _open(request)
+    relation = relation_of(first, second, resample=request.resample)
+    seen = seen_of(first), seen_of(second)
+    grid = grid_of(first, second, relation)
+    found = Comparison(request, relation, grid, (first.volume, second.volume), seen)
+    found.date = datetime.now(UTC).isoformat(timespec="seconds")
+    found.edges = np.linspace(min(s.low for s in seen), max(s.high for s in seen), HISTOGRAM_BINS + 1)
+    found.headers = header_differences(first, second, relation)
+    found.warnings = [*first.volume.warnings, *second.volume.warnings, *patient_remark(first, second)]
+    sentence = relation.sentence(request.first.name, request.second.name)
+    found.warnings += [sentence] if sentence else []
+    progress = progress or Silent()
+    with ExitStack() as stack:
+        writers = _map_writers(stack, request, first if grid is first.volume else second, grid)
+        _walk(found, first, second, writers, progress)
+    for warning in found.warnings:
+        progress.warn(warning)
+    return found
+
+
+def _refuse_contradictions(request: CompareRequest) -> None:
+    if request.flagged_map is not None and not request.reference:
+        msg = "--map shows where structures depart from a reference."
+        raise ArgumentsError(msg, "Add --reference if the second image is one, or use --difference.")
+    if request.scale is not None and not request.scale > 1:
+        msg = f"--scale {request.scale:g} does not enlarge."
+        raise ArgumentsError(msg, "Give the enlargement that made the first image, such as 4.")
+    if request.degradation not in DEGRADATIONS:
+        msg = f"There is no degradation called {request.degradation!r}."
+        raise ArgumentsError(msg, f"Give one of {', '.join(DEGRADATIONS)}.")
+    for path in (request.flagged_map, request.difference_map):
+        if path is None:
+            continue
+        refuse_existing(path, request.overwrite)
+        entry = formats.format_of_name(path)
+        if entry is None or entry.name != "nifti":
+            msg = f"The map {path.name} is to be NIfTI."
+            raise ArgumentsError(msg, "Give it the ending .nii.gz.")
+
+
+def _open(request: CompareRequest) -> tuple[Reader, Reader]:
+    first = formats.open_image(request.first, ReadOptions(request.axis, request.series[0]))
+    second = formats.open_image(request.second, ReadOptions(request.axis, request.series[1]))
+    axis = first.volume.slice_axis
+    if second.volume.slice_axis != axis and first.volume.format == second.volume.format:
+        # Which axis is across is told by spacings, which an enlargement changes: both are cut like the first.
+        second = formats.open_image(request.second, ReadOptions(str(axis), request.series[1]))
+    return first, second
+
+
+def _map_writers(stack: ExitStack, request: CompareRequest, source: Reader, grid: Volume) -> dict[str, Writer]:
+    result = placed_map(grid)
+    found = {}
+    for name, path in (("flagged", request.flagged_map), ("difference", request.difference_map)):
+        if path is not None:
+            said = Derivation(method=f"compare {name}", scale=(1.0, 1.0), software=f"medsr {__version__}")
+            found[name] = stack.enter_context(
+                formats.create_image(path, MapSource(result, source.path), result, said, overwrite=request.overwrite)
+            )
+    return found
+
+
+def _walk(found: Comparison, first: Reader, second: Reader, writers: dict[str, Writer], progress: Progress) -> None:
+    """Every slice once: figures, sums, maps, pictures."""
+    request, grid = found.request, found.grid
+    shown = {int(n) for n in np.linspace(0, grid.slices - 1, SHOWN_SLICES + 2).round()[1:-1]}
+    worst, worst_slice = -1.0, None
+    pairs = slices_on_one_grid(first, second, found.relation, DEGRADATIONS[request.degradation])
+    for number, (one, other) in enumerate(pairs):
+        difference = one - other
+        structure = _structure(one, other, found) if request.reference else None
+        found.slices.append(_figures(number, one, other, found.seen[1], structure))
+        _add(found, one, other, difference)
+        heat = None if structure is None else structure.heat(one.shape[-2:])
+        if structure is not None:
+            _add_flagged(found, structure, number)
+        if "flagged" in writers:
+            writers["flagged"].write((np.zeros(one.shape[-2:]) if heat is None else heat)[None].astype(np.float32))
+        if "difference" in writers:
+            writers["difference"].write(difference.mean(axis=0, keepdims=True).astype(np.float32))
+        picture = ShownSlice(number + 1, one, other, heat)
+        if number in shown:
+            found.shown.append(picture)
+        elif found.slices[-1].mean_absolute > worst:
+            worst, worst_slice = found.slices[-1].mean_absolute, picture
+        progress.slices(number + 1, grid.slices)
+    found.shown += [worst_slice] if worst_slice is not None else []
+
+
+def _structure(one: Unit, other: Unit, found: Comparison) -> Correlations | None:
+    if min(one.shape[-2:]) < SMALLEST_PATCH or np.ptp(other) == 0:
+        return None  # nothing there to agree or disagree with
+    return sfrc(one, other, cut=cut_for(found.request.scale))
+
+
+def _figures(number: int, one: Unit, other: Unit, seen: Seen, structure: Correlations | None) -> SliceFigures:
+    a, b = ((image - seen.low) / seen.width for image in (one, other))
+    difference = np.abs(one - other)
+    large_enough = min(one.shape[-2:]) >= max(SSIM_WINDOW, FSIM_SIDE)
+    colours = a if len(a) in (1, 3) else a.mean(axis=0, keepdims=True)
+    theirs = b if len(b) in (1, 3) else b.mean(axis=0, keepdims=True)
+    return SliceFigures(
+        slice=number + 1,
+        psnr_db=psnr(a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])),
+        ssim=float(np.mean([ssim(x, y) for x, y in zip(a, b, strict=True)])) if large_enough else math.nan,
+        fsim=fsim(np.clip(colours, 0, 1), np.clip(theirs, 0, 1)) if large_enough else math.nan,
+        gmsd=gmsd(np.clip(colours, 0, 1), np.clip(theirs, 0, 1)) if large_enough else math.nan,
+        mean_absolute=float(difference.mean()),
+        largest=float(difference.max()),
+        flagged_share=None if structure is None else structure.share,
+    )
+
+
+def _add(found: Comparison, one: Unit, other: Unit, difference: Unit) -> None:
+    sums = found.sums
+    sums.pixels += difference.size
+    sums.absolute += float(np.abs(difference).sum())
+    sums.squared += float(np.square(difference).sum())
+    sums.signed += float(difference.sum())
+    sums.largest = max(sums.largest, float(np.abs(difference).max()))
+    rows, columns = (_bins(image, seen) for image, seen in zip((one, other), found.seen, strict=True))
+    sums.joint += np.bincount(rows * JOINT_BINS + columns, minlength=JOINT_BINS**2).reshape(JOINT_BINS, JOINT_BINS)
+    for counted, image in zip(found.histograms, (one, other), strict=True):
+        seen = np.clip(image, found.edges[0], found.edges[-1])
+        np.add(counted, np.histogram(seen, bins=found.edges)[0], out=counted)
+
+
+def _bins(image: Unit, seen: Seen) -> NDArray[np.int64]:
+    """Number of each pixel's bin; values that shrinking took beyond the range count with the outermost one."""
+    share = (image.ravel() - seen.low) / seen.width
+    return np.clip((share * JOINT_BINS).astype(np.int64), 0, JOINT_BINS - 1)
+
+
+def _add_flagged(found: Comparison, structure: Correlations, number: int) -> None:
+    found.sums.patches += structure.flagged.size
+    found.sums.flagged += int(structure.flagged.sum())
+    for box in structure.boxes:
+        middle = (box.side - 1) / 2
+        centre = position_mm(found.grid, box.row + middle, box.column + middle, number)
+        found.flagged.append(
+            Flagged(number + 1, box.row, box.column, box.side, round(box.crossing, 4), box.added, centre)
+        )
+    if len(found.flagged) > 4 * MOST_BOXES:
+        found.flagged = sorted(found.flagged, key=lambda box: box.crossing)[:MOST_BOXES]
+
+
+def normalised_mutual_information(joint: NDArray[np.int64]) -> float | None:
+    """(H(A) + H(B)) / H(A, B) of a joint histogram: 1 for independent images, 2 for equal ones (Studholme 1999)."""
+    share = joint / joint.sum()
+    both = _entropy(share.ravel())
+    return None if both == 0 else (_entropy(share.sum(axis=0)) + _entropy(share.sum(axis=1))) / both
+
+
+def _entropy(share: NDArray[np.float64]) -> float:
+    known = share[share > 0]
+    return float(-(known * np.log(known)).sum())
+
+
+def output_files(
+    folder: Path | None, report: Path | None, page: Path | None, *, overwrite: bool
+) -> tuple[Path | None, Path | None]:
+    """Where report and page go: as named, else into the folder, else nowhere.
+
+    Raises:
+        ArgumentsError: the folder is a file, or something that must not be replaced is there.
+    """
+    if folder is not None:
+        if folder.is_file():
+            msg = f"-o {folder} is a file."
+            raise ArgumentsError(msg, "Name a folder, or use --report and --html for single files.")
+        report, page = report or folder / REPORT, page or folder / PAGE
+    for path in (report, page):
+        if path is not None:
+            refuse_existing(path, overwrite)
+    return report, page
+
+
+def write_outputs(comparison: Comparison, report: Path | None, page: Path | None, *, overwrite: bool) -> None:
+    """The JSON report and the HTML page, each whole or not at all.
+
+    Raises:
+        ArgumentsError: one exists and may not be replaced.
+        RunError: it cannot be written.
+    """
+    if report is not None:
+        with atomic_file(report, overwrite=overwrite) as file:
+            file.write(json_text(comparison.report()).encode())
+    if page is not None:
+        from medsr_cli.evaluation.page import page_html
+        from medsr_cli.tasks.compare_page import page_of
+
+        with atomic_file(page, overwrite=overwrite) as file:
+            file.write(page_html(page_of(comparison)).encode())
