@@ -70,6 +70,13 @@ def upscale(
     back_projection: Annotated[
         int, typer.Option("--back-projection", min=0, max=1000, help="Correct the result N times by its input.")
     ] = 0,
+    consistency_map: Annotated[
+        Path | None,
+        typer.Option(
+            "--consistency-map",
+            help="Write |shrunken result - input| in the image's units, on the input's grid (.nii.gz, .tiff, ...).",
+        ),
+    ] = None,
     intermediate: Annotated[
         bool, typer.Option("--intermediate", help="msgan: also write the x2 result of its first stage.")
     ] = False,
@@ -144,6 +151,7 @@ def upscale(
         suffix=suffix,
         intermediate=intermediate,
         spread=spread,
+        consistency_map=consistency_map,
         axis=axis,
         series=series,
         recursive=recursive,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from medsr_cli.engines.engine import Engine, Enlarged
 from medsr_cli.engines.pipeline import Behind, prefetched
+from medsr_cli.evaluation.agreement_map import Limit
 from medsr_cli.evaluation.consistency import Consistency
 from medsr_cli.formats.contract import Reader, Writer
 from medsr_cli.tasks.progress import Progress
@@ -37,6 +38,8 @@ LONGEST_BATCH = 8
 
 SPREAD = "spread"
 """The extra of an ensemble that is a deviation, not an image."""
+CONSISTENCY = "consistency"
+"""The extra that is no engine's: how far the shrunken result is from the input, on the input's grid."""
 
 
 class GuideSlices(Protocol):
@@ -73,11 +76,13 @@ class Stream:
     degradation: Degradation = CUBIC
     """What the network undoes; the result is shrunken by it again and compared with the input."""
     extras: Mapping[str, tuple[Volume, Writer]] = field(default_factory=dict)
-    """Name of an engine's extra to the grid and the writer that it goes to."""
+    """Name of an engine's extra, or CONSISTENCY, to the grid and the writer that it goes to."""
+    limit: Limit = field(default_factory=Limit)
+    """How far a block of the shrunken result may be from the input."""
     measured: Measured = field(init=False)
 
     def __post_init__(self) -> None:
-        self.measured = Measured(self.intensity, Consistency(self.degradation))
+        self.measured = Measured(self.intensity, Consistency(self.degradation, self.limit))
         n = self.reader.volume.slices
         self.to_show = {n // 4, n // 2, (3 * n) // 4}
 
@@ -228,17 +233,18 @@ class _Outlet:
 
     def take(self, part: _Part, enlarged: dict[str, Unit]) -> None:
         """Finish one slice; without planes it is repeated pixel by pixel, exactly."""
+        disagreement: Unit | None = None
         if part.unit is None or not enlarged:
             self.measured.constant_slices += 1
             pixels = np.ascontiguousarray(_repeated(part.pixels, self.stream.result))
         else:
-            self.measured.consistency.add(part.unit, enlarged[""], part.number)
+            disagreement = self.measured.consistency.add(part.unit, enlarged[""], part.number)
             pixels = self._finish(part, enlarged[""], self.stream.result)
         if part.number in self.stream.to_show:
             self.measured.shown.append((part.number, part.pixels, pixels))
         self.main.put(pixels)
         for name, outlet in self.others.items():
-            outlet.put(self._extra(name, part, enlarged.get(name)))
+            outlet.put(self._extra(name, part, disagreement if name == CONSISTENCY else enlarged.get(name)))
 
     def _finish(self, part: _Part, unit: Unit, result: Volume) -> Pixels:
         volume = self.stream.volume
@@ -256,6 +262,8 @@ class _Outlet:
 
     def _extra(self, name: str, part: _Part, unit: Unit | None) -> Pixels:
         result, _ = self.stream.extras[name]
+        if name == CONSISTENCY:
+            return self._in_units(part, unit, result)
         if name == SPREAD:
             return self._spread(part, unit, result)
         if part.unit is None or unit is None:
@@ -263,21 +271,26 @@ class _Outlet:
         return self._finish(part, unit, result)
 
     def _spread(self, part: _Part, unit: Unit | None, result: Volume) -> Pixels:
-        """The ensemble's deviation in the image's units; nothing where there was nothing to enlarge."""
-        shape = (result.channels, result.rows, result.columns)
+        """The ensemble's deviation in the image's units, measured on the way."""
+        deviation = self._in_units(part, unit, result)
+        if part.unit is not None and unit is not None:
+            self._spread_sum += float(deviation.sum(dtype=np.float64))
+            self._spread_pixels += deviation.size
+            largest = max(float(deviation.max()), self.measured.spread[1] if self.measured.spread else 0.0)
+            self.measured.spread = (self._spread_sum / self._spread_pixels, largest)
+        return deviation
+
+    def _in_units(self, part: _Part, unit: Unit | None, result: Volume) -> Pixels:
+        """A map of shares of the range in the image's units; nothing where there was nothing to enlarge."""
         if part.unit is None or unit is None:
-            return np.zeros(shape, np.float32)
+            return np.zeros((result.channels, result.rows, result.columns), np.float32)
         in_units = self.stream.intensity.width * abs(self.stream.volume.value_scale[0])
         # Of colours the one that differs most: the map is for looking where not to trust.
-        deviation: Pixels = (unit.max(axis=0, keepdims=True) * in_units).astype(np.float32)
+        values: Pixels = (unit.max(axis=0, keepdims=True) * in_units).astype(np.float32)
         if part.masked is not None:
             masked = _repeated(np.logical_or.reduce(part.masked, axis=0, keepdims=True), result)
-            deviation = np.where(masked, np.float32(0), deviation)
-        self._spread_sum += float(deviation.sum(dtype=np.float64))
-        self._spread_pixels += deviation.size
-        largest = max(float(deviation.max()), self.measured.spread[1] if self.measured.spread else 0.0)
-        self.measured.spread = (self._spread_sum / self._spread_pixels, largest)
-        return deviation
+            values = np.where(masked, np.float32(0), values)
+        return values
 
     def finish(self) -> None:
         """Wait until everything is written."""
@@ -290,10 +303,10 @@ class _Outlet:
             behind.abandon()
 
 
-def spread_volume(result: Volume) -> Volume:
-    """What a map of deviations is: the result's grid, in float32 of the file's own units."""
+def spread_volume(grid: Volume) -> Volume:
+    """What a map of deviations is: an image's grid, in float32 of the file's own units."""
     return replace(
-        result,
+        grid,
         dtype=np.dtype(np.float32),
         channels=1,
         alpha=False,

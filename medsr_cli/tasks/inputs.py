@@ -58,7 +58,7 @@ def is_own_result(path: Path, request: Places) -> bool:
     if request.output is not None or not request.ending:
         return False
     stem = path.name if path.is_dir() else formats.stem_of_name(path)
-    for extra in ("_spread", "_intermediate"):
+    for extra in ("_spread", "_intermediate", "_consistency"):
         stem = stem.removesuffix(extra)
     return stem.endswith(request.ending)
 

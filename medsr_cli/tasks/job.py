@@ -17,10 +17,10 @@ from medsr_cli.errors import ArgumentsError, InputRefused, QualityGateFailed
 from medsr_cli.evaluation.consistency import CORRELATION_LIMIT, CORRELATION_WARNING
 from medsr_cli.formats.atomic import atomic_file, refuse_existing
 from medsr_cli.formats.contract import Derivation, Reader, ReadOptions
-from medsr_cli.tasks.enlarge import SPREAD, Enlarger, Measured, Stream, spread_volume
+from medsr_cli.tasks.enlarge import CONSISTENCY, SPREAD, Enlarger, Measured, Stream, spread_volume
 from medsr_cli.tasks.inputs import beside, refuse_same, target_of
 from medsr_cli.tasks.magnification import Factors
-from medsr_cli.tasks.model import Model, degradation_of
+from medsr_cli.tasks.model import PERCEPTUAL_WARNING, Model, degradation_of
 from medsr_cli.tasks.progress import Progress
 from medsr_cli.tasks.report import remarks, report_of
 from medsr_cli.tasks.request import Item, UpscaleRequest
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 LoadModel = Callable[[Reader, Factors, Path, IntensityRange], Model]
 INTERMEDIATE = "intermediate"
+REAL_NUMBERS = ("nifti", "nrrd", "metaimage", "tiff")
+"""Formats that a map of real numbers can be written in."""
 SAME_PLACE_MM = 0.01
 """How far the corners of registered images may lie apart."""
 
@@ -96,6 +98,7 @@ class Job:
             item.output = target_of(request, request.ending, reader, self.several)
             refuse_same(item.source, item.output)
             self._refuse_taken(item)
+            self._refuse_map_place(item)
             for path in (item.output, *self._extra_paths(item, reader.volume).values()):
                 refuse_existing(path, request.overwrite or request.skip_existing)
         for reader in readers[1:]:
@@ -110,6 +113,22 @@ class Job:
             msg = f"{item.source} and {first} would both become {item.output.name}."
             raise ArgumentsError(msg, "Give them different names, or upscale them into different folders.")
 
+    def _refuse_map_place(self, item: Item) -> None:
+        """A map has a name of its own, of a format for real numbers."""
+        path = self.request.consistency_map
+        if path is None or self.several:
+            return
+        taken = [
+            place.resolve() for place in (item.source, item.output, self.request.report, self.request.preview) if place
+        ]
+        if path.resolve() in taken:
+            msg = f"{path.name} cannot be the consistency map and something else."
+            raise ArgumentsError(msg, "Give --consistency-map another name.")
+        entry = formats.format_of_name(path)
+        if entry is None or entry.name not in REAL_NUMBERS:
+            msg = f"A consistency map holds real numbers, which {path.name} would not."
+            raise ArgumentsError(msg, "Name it .nii.gz, .nrrd, .mha or .tiff.")
+
     def _extra_paths(self, item: Item, volume: Volume) -> dict[str, Path]:
         """Where the maps and intermediate results of an input go, without opening them."""
         assert item.output is not None  # noqa: S101 - the caller has set it
@@ -118,6 +137,10 @@ class Job:
             paths[INTERMEDIATE] = formats.default_name(item.output, f"_{INTERMEDIATE}", volume.format)
         if self.request.spread:
             paths[SPREAD] = map_name(item.output, SPREAD, placed=volume.affine is not None)
+        if self.request.consistency_map:
+            # With many inputs each result has its own map, beside it.
+            derived = map_name(item.output, CONSISTENCY, placed=volume.affine is not None)
+            paths[CONSISTENCY] = derived if self.several else self.request.consistency_map
         return paths
 
     def _is_done(self, readers: list[Reader]) -> bool:
@@ -165,6 +188,8 @@ class Job:
         doubts = model.doubts(modality, volume.spacing_mm)
         if self.request.strict and doubts:
             raise QualityGateFailed(doubts[0], "Leave --strict away to run it all the same.")
+        if model.perceptual:
+            doubts.append(PERCEPTUAL_WARNING)
         if modality is None and model.card.modality is not None:
             doubts.append(f"The file does not say its modality; {model.card.modality.upper()} was assumed.")
         return [*volume.warnings, *doubts]
@@ -198,7 +223,8 @@ class Job:
                 )
                 working = full_scale(intensity, reader.volume.dtype) if model.arch.full_scale else intensity
                 extras = self._extra_writers(stack, item, reader, result, derivation, model)
-                streams.append(Stream(reader, result, working, writer, degradation_of(model), extras))
+                undone, limit = degradation_of(model), model.card.limit
+                streams.append(Stream(reader, result, working, writer, undone, extras, limit))
             Enlarger(streams, model.engine, guide).run(self.progress)
             for item, stream in zip(self.items, streams, strict=True):
                 item.warnings += [*stream.writer.warnings, *model.engine.warnings]
@@ -247,6 +273,11 @@ class Job:
             said = replace(derivation, method=f"{derivation.method} {SPREAD}")
             source = _Placed(grid, item.source)
             extras[SPREAD] = grid, self._open_extra(stack, item, paths[SPREAD], source, grid, said)
+        if CONSISTENCY in paths:
+            grid = spread_volume(reader.volume)
+            said = replace(derivation_of(model, grid, grid), method=f"{derivation.method} {CONSISTENCY}")
+            source = _Placed(grid, item.source)
+            extras[CONSISTENCY] = grid, self._open_extra(stack, item, paths[CONSISTENCY], source, grid, said)
         return extras
 
     def _open_extra(
@@ -261,6 +292,10 @@ class Job:
         if correlation < CORRELATION_WARNING:
             sentence = f"The shrunken result agrees poorly with the input (correlation {correlation:.2f})."
             if self.request.strict or correlation < CORRELATION_LIMIT:
+                raise QualityGateFailed(sentence, "Nothing was written.")
+            item.warnings.append(sentence)
+        if sentence := measured.consistency.local.sentence:
+            if self.request.strict:
                 raise QualityGateFailed(sentence, "Nothing was written.")
             item.warnings.append(sentence)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from medsr_cli.engines.wrapped import (
     median_of_orientations,
 )
 from medsr_cli.errors import ArgumentsError, WeightsError
+from medsr_cli.evaluation.agreement_map import Limit, limit_of_json
 from medsr_cli.networks import catalogue
 from medsr_cli.tasks.magnification import Factors, in_words
 from medsr_cli.tasks.progress import Progress
@@ -37,6 +39,12 @@ MEDIAN_FACTS: dict[str, Any] = {
 """For the report of the ultrasound CycleGAN's inference."""
 STEPS_OF_FIT = range(2, 9)
 """Whole scales that `--fit` tries, from the next larger one up."""
+PERCEPTUAL_TERMS = ("wgan", "vgg")
+"""How the names of losses begin that reward what looks right."""
+PERCEPTUAL_WARNING = (
+    "This network was trained to look right, by a critic or by activations of another network: of its fine detail, "
+    "more may be invented than of others'."
+)
 
 
 @dataclass(frozen=True)
@@ -70,11 +78,17 @@ class Card:
     """Smallest and largest pixel of the low-resolution images."""
     degradation: str | None = None
     notes: str = ""
+    limit: Limit = field(default_factory=Limit)
+    """How far its shrunken results may be from the input."""
+    perceptual: bool = False
+    """Whether it was trained to look right, by a critic or activations of a network, not only to be near."""
 
     @classmethod
     def of_entry(cls, entry: Entry) -> Card:
         """That of an entry of the manifest."""
-        return cls(entry.modality, entry.spacing_mm, entry.degradation, entry.notes)
+        known = entry.consistency
+        limit = Limit(known.limit, known.slices, known.largest_seen) if known else Limit()
+        return cls(entry.modality, entry.spacing_mm, entry.degradation, entry.notes, limit)
 
     @classmethod
     def of_file(cls, path: Path) -> Card:
@@ -87,7 +101,23 @@ class Card:
             spacing_mm = (low, high)
         except (TypeError, ValueError):
             spacing_mm = None
-        return cls(metadata.get("modality"), spacing_mm, metadata.get("degradation"), metadata.get("notes", ""))
+        return cls(
+            metadata.get("modality"),
+            spacing_mm,
+            metadata.get("degradation"),
+            metadata.get("notes", ""),
+            limit_of_json(metadata.get("consistency")),
+            is_perceptual(metadata),
+        )
+
+
+def is_perceptual(metadata: Mapping[str, str]) -> bool:
+    """Whether the losses that a checkpoint's metadata name have a critic or compare activations."""
+    try:
+        losses = json.loads(metadata.get("losses", "[]"))
+    except ValueError:
+        return False
+    return isinstance(losses, list) and any(str(term).startswith(PERCEPTUAL_TERMS) for term in losses)
 
 
 @dataclass(frozen=True)
@@ -127,6 +157,11 @@ class Model:
         if self.arch.warning:
             found.append(self.arch.warning)
         return found
+
+    @property
+    def perceptual(self) -> bool:
+        """Whether it was trained to look right: the CycleGAN always is."""
+        return self.card.perceptual or self.arch.id == catalogue.USCYCLEGAN.id
 
 
 def load_model(request: ModelRequest, scale: Factors, modality: str | None, progress: Progress) -> Model:
@@ -296,12 +331,12 @@ def _scale_of(net: nn.Module, arch: catalogue.Arch, scale: Factors) -> Factors:
 
 
 def _refuse_other_method(arch: catalogue.Arch, wanted: catalogue.Arch | None, checkpoint_id: str) -> None:
-    if wanted is not None and arch not in catalogue.named(wanted.id):
-        msg = f"{checkpoint_id} is a checkpoint of {arch.id}, not of {wanted.id}."
-        raise WeightsError(msg, f"Run it with -m {arch.id}.")
     if arch.kind != "network":
         msg = f"{checkpoint_id} is a checkpoint of {arch.id}, which does not enlarge images."
         raise WeightsError(msg, "Use a checkpoint of a method that medsr models lists with scales.")
+    if wanted is not None and arch not in catalogue.named(wanted.id):
+        msg = f"{checkpoint_id} is a checkpoint of {arch.id}, not of {wanted.id}."
+        raise WeightsError(msg, f"Run it with -m {arch.id}.")
 
 
 def variant_of(arch: catalogue.Arch, net: nn.Module) -> str:

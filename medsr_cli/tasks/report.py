@@ -42,6 +42,7 @@ def report_of(
             "engine": model.engine.name,
             "device": model.engine.device,
             "precision": model.engine.precision,
+            "perceptual": model.perceptual,
             **model.facts,
         },
         "input": {"name": item.source.name, "sha256": sha256_of(item.source), **geometry(reader.volume)},

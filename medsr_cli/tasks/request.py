@@ -53,6 +53,8 @@ class UpscaleRequest:
     """Also write the result of a network's first stage."""
     spread: bool = False
     """Also write how far the orientations of an ensemble differ."""
+    consistency_map: Path | None = None
+    """Also write how far the shrunken result is from the input; beside each result where there are several."""
     axis: str = "auto"
     series: str | None = None
     recursive: bool = False
@@ -107,6 +109,9 @@ def refuse_contradictions(request: UpscaleRequest) -> None:
     if request.channels and request.inputs:
         msg = "--channels names the images; there are other inputs beside."
         raise ArgumentsError(msg, "Give either an input or --channels.")
+    if request.consistency_map and len(request.inputs) > 1 and request.output is None:
+        msg = "--consistency-map names one file, but there are several inputs."
+        raise ArgumentsError(msg, "Give one input, or a folder with -o: maps are put beside the results.")
     if request.spread and not (request.model.ensemble or learns_from_the_image(request.model)):
         msg = "--spread is how far the orientations of an ensemble differ."
         raise ArgumentsError(msg, "Add --tta.")

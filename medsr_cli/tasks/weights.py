@@ -1,4 +1,4 @@
-"""What `medsr weights` does: list, pull, verify, import, bundle.
+"""What `medsr weights` does: list, pull, verify, import, bundle; `tasks.push` sends.
 
 PyTorch, the network and archives are imported where they are used: a listing needs none of them.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from medsr_cli.weights.bundle import Arrived
-    from medsr_cli.weights.fetch import Policy, Progress
+    from medsr_cli.weights.patience import Policy, Progress
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def list_weights(shelf: Shelf | None = None) -> list[Listed]:
 
 @dataclass(frozen=True)
 class PullRequest:
-    """Which checkpoints to bring to this machine: names, or all of them."""
+    """Which checkpoints to bring to this machine: ids, entries that someone pushed (`ID.yaml`), or all."""
 
     names: Sequence[str] = ()
     everything: bool = False
@@ -126,7 +126,8 @@ def pull(
         WeightsError: the manifest is invalid.
     """
     shelf = shelf or open_shelf()
-    entries = _named(shelf.manifest, request.names, everything=request.everything)
+    known = {entry.id for entry in shelf.manifest.entries}
+    entries = _wanted(shelf, request, policy)
     shelf.store.sweep()
     result = PullResult([], [], [])
     for entry in entries:
@@ -138,9 +139,25 @@ def pull(
             continue
         try:
             result.pulled.append(_pull_one(shelf.store, entry, request, progress, policy))
+            if entry.id not in known:
+                shelf.store.write_entry(entry)
         except MedsrError as error:
             result.failed.append((entry, error))
     return result
+
+
+def _wanted(shelf: Shelf, request: PullRequest, policy: Policy | None) -> list[Entry]:
+    """The entries of all names, those that are read from files and addresses among them."""
+    from medsr_cli.tasks.announced import announced, is_announcement
+
+    wanted: dict[str, Entry] = {}
+    for name in request.names:
+        if is_announcement(name) and not request.everything:
+            found = announced(name, shelf.manifest, offline=request.offline, policy=policy)
+        else:
+            found = _named(shelf.manifest, [name], everything=request.everything)
+        wanted |= {entry.id: entry for entry in found}
+    return [*wanted.values()] or _named(shelf.manifest, (), everything=request.everything)
 
 
 def _named(manifest: Manifest, names: Sequence[str], *, everything: bool) -> list[Entry]:
@@ -205,7 +222,9 @@ def _obtain_source(
     store: Store, entry: Entry, request: PullRequest, progress: Progress | None, policy: Policy | None
 ) -> tuple[Digest, str]:
     """The file that the sources give: one that was copied in by hand, else a download."""
-    from medsr_cli.weights.fetch import fetch, offline_reason, silent
+    from medsr_cli.weights.download import download
+    from medsr_cli.weights.fetch import offline_reason
+    from medsr_cli.weights.patience import silent
 
     by_hand = store.source_path(entry)
     if by_hand.is_file():
@@ -217,7 +236,7 @@ def _obtain_source(
         except WeightsError:
             if offline_reason(request.offline):
                 raise
-    fetched = fetch(entry, store, offline=request.offline, progress=progress or silent, policy=policy)
+    fetched = download(entry, store, offline=request.offline, progress=progress or silent, policy=policy)
     return fetched.digest, fetched.url
 
 

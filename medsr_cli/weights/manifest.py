@@ -34,6 +34,9 @@ refused by entry and field.
         trained_on: ...             # a sentence
         validation:                 # [] where nothing was measured; dB and SSIM, beside bicubic
           - {name: ..., contrast: T1w, psnr: 33.4, ssim: 0.93, bicubic_psnr: 29.9, bicubic_ssim: 0.86}
+        consistency: null           # default null; what its shrunken results showed on validation images, see
+                                    # medsr_cli/evaluation/agreement_map.py:
+                                    # {limit: 0.15, slices: 232, largest_seen: 0.05}
         command: ...                # what trained it; null: not known
         date: 2026-11-20            # of the weights or of the entry; null: not known
         notes: ...                  # default ""
@@ -78,7 +81,7 @@ _SHA256_PREFIX = re.compile(r"[0-9a-f]{8,63}")
 
 Scale = float | tuple[float, float]
 """An enlargement: of rows and columns alike, or of each."""
-_NEWER = ("scale_range", "by_hand", "sha256_prefix")
+_NEWER = ("scale_range", "by_hand", "sha256_prefix", "consistency")
 """Fields left out of the JSON where they say nothing, so that earlier releases can read it."""
 
 
@@ -115,6 +118,15 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Consistency:
+    """How far blocks of its shrunken results may be from the input, and the validation slices that this rests on."""
+
+    limit: float
+    slices: int
+    largest_seen: float | None = None
+
+
+@dataclass(frozen=True)
 class Entry:
     """One checkpoint; the fields are those of the module's schema."""
 
@@ -142,6 +154,7 @@ class Entry:
     scale_range: tuple[float, float] | None = None
     by_hand: str | None = None
     sha256_prefix: str | None = None
+    consistency: Consistency | None = None
 
     def covers(self, rows: float, columns: float | None = None) -> bool:
         """Whether it enlarges rows by the first and columns by the second number (None: by the same)."""
@@ -306,6 +319,11 @@ def parse_entry(data: object, where: str) -> Entry:
         scale_range=fields.pair("scale_range", 0.0) if fields.stated("scale_range") else None,
         by_hand=fields.text("by_hand") if fields.stated("by_hand") else None,
         sha256_prefix=fields.text("sha256_prefix", _SHA256_PREFIX) if fields.stated("sha256_prefix") else None,
+        consistency=(
+            _parse_consistency(fields.data["consistency"], f"{fields.where}, consistency")
+            if fields.stated("consistency")
+            else None
+        ),
     )
     fields.finish()
     _check_entry(entry, fields)
@@ -391,6 +409,15 @@ def _parse_validation(data: object, where: str) -> Validation:
     )
     fields.finish()
     return validation
+
+
+def _parse_consistency(data: object, where: str) -> Consistency:
+    fields = _Fields(data, where)
+    limit = fields.number("limit", 0.001, 10.0)
+    slices = fields.integer("slices", 1, MAX_BYTES)
+    seen = fields.number("largest_seen", 0.0, 1e6) if fields.stated("largest_seen") else None
+    fields.finish()
+    return Consistency(limit, slices, seen)
 
 
 class _Fields:
