@@ -41,14 +41,19 @@ FOREIGN = {
     "engines": {"numpy", "torch", "onnxruntime", "psutil"},
     "formats": {"numpy", "nibabel", "pydicom", "SimpleITK", "PIL", "isal", "gdcm", "scipy", "h5py", "png", "zlib"},
     "weights": {"yaml", "huggingface_hub", "filelock"},
-    "training": {"numpy", "torch", "filelock", "yaml"},
-    "evaluation": {"numpy", "torch"},
+    "training": {"numpy", "torch", "filelock", "yaml", "accelerate", "matplotlib"},
+    "evaluation": {"numpy", "torch", "scipy", "PIL"},
     "provenance": set(),
     "networks": {"torch", "safetensors"},
     "volume": {"numpy"},
     "errors": set(),
 }
 HEAVY = {"torch", "onnxruntime", "SimpleITK", "pydicom", "nibabel", "numpy", "PIL"}
+SOCKETS = {
+    *("socket", "socketserver", "ssl", "http", "urllib", "ftplib", "smtplib", "poplib", "imaplib", "xmlrpc", "asyncio"),
+    *("urllib3", "requests", "httpx", "aiohttp", "huggingface_hub"),
+}
+"""Libraries that open connections."""
 WRITERS = {"formats/atomic.py", "weights/store.py", "training/workfolder.py"}
 """Results are written by `formats/atomic.py` alone; the store keeps its downloads, a training removes its work."""
 
@@ -103,13 +108,31 @@ def test_every_room_is_known():
     assert rooms <= set(ROOMS), "a folder that the layout does not name"
 
 
+def socket_libraries(path: Path) -> set[str]:
+    """What a module imports that can open a connection; `urllib.parse` takes addresses apart and opens none."""
+    return {name for name in imports(path) if name.split(".")[0] in SOCKETS and name != "urllib.parse"}
+
+
 def test_only_one_module_opens_sockets():
-    for path in modules():
-        used = {name.split(".")[0] for name in imports(path)} & {"socket", "http", "urllib", "ssl", "huggingface_hub"}
-        relative = path.relative_to(PACKAGE).as_posix()
-        if relative == "weights/manifest.py":
-            used.discard("urllib")  # takes addresses apart, opens none
-        assert not used or relative == "weights/fetch.py", f"{relative} uses {used}"
+    used = {path.relative_to(PACKAGE).as_posix(): socket_libraries(path) for path in modules()}
+    assert {name: libraries for name, libraries in used.items() if libraries}.keys() == {"weights/fetch.py"}, used
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("import urllib.parse", set()),
+        ("from urllib.parse import urlsplit", set()),
+        ("import urllib", {"urllib"}),
+        ("from urllib import request", {"urllib"}),
+        ("import urllib.request as r", {"urllib.request"}),
+        ("def f():\n    from huggingface_hub import HfApi", {"huggingface_hub"}),
+        ("import http.client", {"http.client"}),
+    ],
+)
+def test_a_socket_library_is_seen_wherever_it_is_imported(tmp_path, line, found):
+    (tmp_path / "module.py").write_text(line)
+    assert socket_libraries(tmp_path / "module.py") == found
 
 
 def writing_calls(path: Path) -> list[str]:
@@ -142,7 +165,17 @@ def test_only_the_named_writers_write():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["models"], ["upscale", "--help"], ["weights", "list"]]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["models"],
+        ["upscale", "--help"],
+        ["weights", "list"],
+        ["evaluate", "--help"],
+        ["compare", "--help"],
+        ["finetune", "--help"],
+    ],
 )
 def test_start_up_imports_nothing_heavy(arguments):
     program = (

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medsr_cli.cli.options import Debug, LogFile
 from medsr_cli.errors import ArgumentsError
 
 if TYPE_CHECKING:
-    from medsr_cli.tasks.weights import Listed, Pulled
+    from medsr_cli.tasks.pull import Pulled
+    from medsr_cli.tasks.weights import Listed
     from medsr_cli.weights.manifest import Entry
 
 CORRUPT = 5
 """Exit code where a checkpoint is corrupt, or one that was named is missing."""
 
 app = typer.Typer(
-    help="List, fetch, verify, convert and carry checkpoints.",
+    help="List, fetch, verify, convert, send and carry checkpoints.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,
@@ -52,7 +54,10 @@ def list_command(as_json: AsJson = False) -> None:
 
 @app.command("pull")
 def pull_command(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Checkpoint ids.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME…", help="Checkpoint ids, or the ID.yaml of one that was pushed: file or address."),
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every checkpoint of the manifest.")] = False,
     allow_unpinned: Annotated[
         bool, typer.Option("--allow-unpinned", help="Also those whose hash nobody has written down yet.")
@@ -63,7 +68,7 @@ def pull_command(
     as_json: AsJson = False,
 ) -> None:
     """Fetch checkpoints, check their hashes, convert them where needed, and print where they are."""
-    from medsr_cli.tasks.weights import PullRequest, pull
+    from medsr_cli.tasks.pull import PullRequest, pull
 
     request = PullRequest(names or (), everything, allow_unpinned, offline)
     with _progress_bar(shown=not (no_progress or quiet)) as progress:
@@ -101,7 +106,7 @@ def verify_command(
 
 @app.command("import")
 def import_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pt, .pth, .tar or .safetensors checkpoint.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .pt, .pth, .tar, .zip or .safetensors checkpoint.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The safetensors file to write.")],
     method: Annotated[str | None, typer.Option("--model", "-m", help="Its method; default: recognised.")] = None,
     settings: Annotated[
@@ -113,7 +118,8 @@ def import_command(
 ) -> None:
     """Convert a checkpoint of an author, reading every size of the network from its tensors.
 
-    Nothing in the file is executed. The result is what --weights takes.
+    Nothing in the file is executed. The result is what --weights takes. A file that medsr itself wrote is copied as it
+    is, but for what --set changes.
     """
     from medsr_cli.tasks.weights import ImportRequest, import_weights
 
@@ -129,6 +135,88 @@ def import_command(
         assumed = [f"{name} {done.config[name]}" for name in done.untold if name not in given]
         if assumed:
             _say(f"No tensor tells these, they were assumed (--set NAME=VALUE says otherwise): {', '.join(assumed)}.")
+
+
+@app.command("push")
+def push_command(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="FILE|ID", help="A .safetensors file, its card beside it; or a checkpoint's id."),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="ADDRESS",
+            help="hf://ORG/REPO, hf://ORG/REPO@BRANCH or https://HOST/FOLDER/ (by PUT).",
+        ),
+    ],
+    card: Annotated[Path | None, typer.Option("--card", help="The model card; default: FILE.md beside FILE.")] = None,
+    token_env: Annotated[
+        str | None,
+        typer.Option(
+            "--token-env",
+            metavar="VARIABLE",
+            help="Environment variable that holds the token, or USER:PASSWORD. Default: HF_TOKEN or the hub's own "
+            "login; MEDSR_PUSH_TOKEN for a web server.",
+        ),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, say what would go, send nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other bytes under the same names.")] = False,
+    insecure_http: Annotated[
+        bool, typer.Option("--insecure-http", help="Allow http: to another machine, unencrypted, token included.")
+    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Open no connection.")] = False,
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+    log_file: LogFile = None,
+) -> None:
+    """Send a checkpoint to a model hub or to your own server, with its card.
+
+    Three files go out: ID.safetensors, its model card ID.md, and ID.yaml, which says what it is, its sha256 and
+    where it lies; anyone who may read there then runs medsr weights pull ADDRESS/ID.yaml. A fourth, ID.png, goes
+    along where the card shows it and it lies beside the card; nothing else does. On a hub without a README.md the
+    card becomes that too.
+
+    Before: the file must load, be safetensors, and have a card that states its sha256, licence, data and recipe.
+    Equal files that are there already stay as they are; other ones are replaced with --overwrite alone.
+    After: each file is read back and compared.
+
+    A token is read from the environment, never from the command line, and never shown. HF_ENDPOINT names another
+    hub, such as a mirror. Certificates are always verified (SSL_CERT_FILE names your own authority).
+
+    \b
+    Examples:
+      medsr weights push ours-x4.safetensors --to hf://our-group/models --private
+      medsr weights push ours-x4.safetensors --to https://store.example/models/
+      medsr weights push rdst-e-x4-brain-mr --to https://store.example/models/
+    """
+    from medsr_cli.tasks.push import PushRequest, push
+
+    request = PushRequest(what, to, card, token_env, private, dry_run, overwrite, insecure_http, offline)
+    with _progress_bar(shown=not (no_progress or quiet)) as progress:
+        done = push(request, progress=progress, say=_say if not quiet else lambda sentence: None)
+    for planned in done.plan if dry_run else ():
+        facts = {"name": planned.name, "to": planned.to, "bytes": planned.bytes, "sha256": planned.sha256}
+        _print_row({"id": done.id, "status": "would be sent", **facts}, planned.to, as_json=as_json)
+    for sent in done.sent:
+        facts = {"name": sent.name, "to": sent.url, "bytes": sent.digest.bytes, "sha256": sent.digest.sha256}
+        row = {"id": done.id, "status": sent.status, **facts, "verified": sent.verified}
+        _print_row(row, sent.url, as_json=as_json)
+        if not sent.verified:
+            _say(f"{sent.name}: the server does not let it be read back, so nothing proves that it arrived whole.")
+    if done.sent and done.pull and not quiet:
+        _say(f"To have it on another machine: medsr weights pull {done.pull}")
+
+
+def _print_row(row: dict[str, Any], address: str, *, as_json: bool) -> None:
+    if as_json:
+        _print_json(row)
+    else:
+        print(f"{row['status']}\t{address}")
 
 
 def parsed_setting(text: str) -> tuple[str, str]:

@@ -30,7 +30,7 @@ def read_published_checkpoint(path: str | PathLike[str], harmless: Sequence[Any]
         WeightsError: as there; or the archive is damaged, too large, or holds not exactly one checkpoint.
     """
     path = Path(path)
-    if not path.is_file() or not zipfile.is_zipfile(path):
+    if not path.is_file() or path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
         return checkpoint.read_author_checkpoint(path, harmless)
     try:
         with zipfile.ZipFile(path) as archive:

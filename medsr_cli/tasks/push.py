@@ -77,7 +77,7 @@ def push(
     shelf: Shelf | None = None,
     policy: Policy | None = None,
 ) -> Pushed:
-    """Send a checkpoint with its card and its entry of the manifest, after all three were checked.
+    """Send a checkpoint with its card and its entry of the manifest, after all was checked.
 
     Args:
         request: what, and where to.
@@ -99,7 +99,7 @@ def push(
     secret = secret_from(request.token_env, SITE_TOKEN if isinstance(target, SiteTarget) else "HF_TOKEN")
     _refuse_offline(request)
     parcel = _parcel(request, shelf)
-    files = _site_files(parcel, target) if isinstance(target, SiteTarget) else [parcel.weights, parcel.card]
+    files = _site_files(parcel, target) if isinstance(target, SiteTarget) else [*parcel.files]
     plan = _planned(parcel, files, target)
     for line in plan:
         size = f"{line.bytes} bytes, sha256 {line.sha256}" if line.sha256 else "names the commit of the others"
@@ -153,7 +153,7 @@ def _site_files(parcel: Parcel, target: SiteTarget) -> list[Outgoing]:
         entry = parcel.described(Source("url", parcel.weights.name, url=url))
     else:
         entry = parcel.described(by_hand=url)
-    return [parcel.weights, parcel.card, entry]
+    return [*parcel.files, entry]
 
 
 def _folder(target: HubTarget | SiteTarget) -> str:

@@ -143,11 +143,11 @@ def _join_sessions(tree: Tree) -> None:
             replace(image, subject=person[image.subject]) if _is_folder(image) and image.subject in person else image
             for image in images
         ]
-    tree.notes += in_words(person)
+    tree.notes.extend(in_words(person))
 
 
 def _is_folder(image: Found) -> bool:
-    return image.subject == PurePosixPath(image.name).parts[0] != image.name
+    return "/" in image.name or image.path.is_dir()
 
 
 def left_out_by_name(name: str) -> str:

@@ -32,7 +32,7 @@ from medsr_cli.networks.uscyclegan import Generator
 from medsr_cli.training.cyclegan import PAPER, PRESETS, RELEASED, CycleGan, Perceptual, Preset
 from medsr_cli.training.fathers import Family, enlarged, shrunk
 from medsr_cli.training.interruption import Stopped, StopSwitch
-from medsr_cli.training.loop import read_state
+from medsr_cli.training.state import read_record
 from medsr_cli.training.stopping import Record, StoppingRule
 
 __all__ = ["PAPER", "PRESETS", "RELEASED", "Preset", "Trained", "Watcher", "train_on_image"]
@@ -321,7 +321,7 @@ class _Run:
             WeightsError: it is damaged.
         """
         try:
-            record = read_state(path)
+            record = read_record(path)
         except WeightsError as error:
             raise _damaged(path) from error
         if record.get("format") != STATE_FORMAT:

@@ -25,7 +25,10 @@ def persons_of(folders: Iterable[str]) -> dict[str, str]:
     plain = set()
     for folder in set(folders):
         name = without_session(folder)
-        sessions[name].append(folder) if name != folder else plain.add(folder)
+        if name == folder:
+            plain.add(folder)
+        else:
+            sessions[name].append(folder)
     return {
         folder: name
         for name, of_one in sessions.items()

@@ -62,15 +62,27 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: there is none, it is not whole, or an older or newer medsr wrote it.
     """
-    try:
-        record = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise not_a_state(path) from error
-    if not isinstance(record, dict) or "step" not in record or "weights" not in record:
+    record = read_record(path)
+    if "step" not in record or "weights" not in record:
         raise not_a_state(path)
     if record.get("format", 1) != FORMAT:
         msg = f"{path.name} is the training state of another version of medsr."
         raise WeightsError(msg, "Give --overwrite instead of --resume to start anew, or go on with that version.")
+    return record
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A file of tensors, numbers and texts by name, nothing that runs.
+
+    Raises:
+        WeightsError: there is none, or it is not whole.
+    """
+    try:
+        record = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise not_a_state(path) from error
+    if not isinstance(record, dict):
+        raise not_a_state(path)
     return record
 
 

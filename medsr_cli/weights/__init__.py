@@ -1,4 +1,5 @@
 """Checkpoints: the list of them, where they lie on this machine, how they get there and what proves them whole.
 
-Nothing here imports PyTorch, and only `fetch` may open a socket.
+Nothing here imports PyTorch before a checkpoint is pushed, and `fetch` alone opens sockets: `download`, `send` and
+`hub` go through it.
 """

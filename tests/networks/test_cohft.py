@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from medsr_cli.errors import WeightsError
@@ -31,10 +29,8 @@ from medsr_cli.networks.cohft import (
     partition_strided,
 )
 from medsr_cli.networks.rdst import pad_to_multiple
-from tests.networks.test_rdst import procedural
+from tests.networks.golden import assert_close, fixture, procedural_state, save_declared
 
-OWN = Path(__file__).resolve().parents[1] / "golden" / "cohft_procedural.safetensors"
-PREPROCESS = Path(__file__).resolve().parents[2].parent / "shared" / "specs" / "golden" / "cohft_preprocess.safetensors"
 TINY = CohftConfig(
     scale=2, stages=2, feature_dim=4, growth=3, rrdb_per_stage=1, rdbs=2, convs=3, heads=2, window=2, patch=3
 )
@@ -90,24 +86,22 @@ def test_operations_are_those_of_the_specification(variant, gflops):
 
 def test_equals_its_own_fixture():
     """What the ambiguities were decided to be stays decided: trained checkpoints depend on it."""
-    facts, tensors = json.loads(OWN.with_suffix(".json").read_text()), load_file(OWN)
+    facts, _, tensors = fixture("cohft_procedural")
     net = Cohft(CohftConfig(**facts["paper"])).eval()
-    state = net.state_dict()
-    net.load_state_dict({key: procedural(key, tuple(v.shape), facts["procedural_seed"]) for key, v in state.items()})
+    net.load_state_dict(procedural_state(net, facts["procedural_seed"]))
     with torch.inference_mode():
         image, gradient = net.with_gradient(tensors["paper/x"], tensors["paper/r"])
         alone = net(tensors["paper/x"], tensors["paper/r"])
     assert torch.equal(alone, image)
     for found, wanted in ((image, tensors["paper/y"]), (gradient, tensors["paper/g"])):
-        assert (found - wanted).abs().max() <= 1e-5 * (wanted.max() - wanted.min())
+        assert_close(found, wanted, 1e-5)
 
 
 # The parts, each against its equation.
 
 
-@pytest.mark.skipif(not PREPROCESS.exists(), reason="needs the shared data")
 def test_gradient_map_is_the_authors():
-    tensors = load_file(PREPROCESS)
+    tensors = fixture("cohft_preprocess").tensors
     assert (gradient_map(tensors["x0"][:, None])[:, 0] - tensors["grad"]).abs().max() <= 1e-5
 
 
@@ -406,8 +400,7 @@ def test_first_offender_is_named(how, sentence):
 def test_metadata_that_disagrees_is_refused(tmp_path, field):
     declared = dataclasses.asdict(TINY)
     declared[field] = 1000 if field == "window" else declared[field] * 2
-    own = {"medsr.format": "1", "medsr.method": "cohft", "medsr.config": json.dumps(declared)}
-    save_file(tiny().state_dict(), tmp_path / "a.safetensors", own)
+    save_declared(tmp_path / "a.safetensors", tiny().state_dict(), "cohft", declared)
     with pytest.raises(WeightsError, match=f"{field}|Windows of 1000"):
         load_network(tmp_path / "a.safetensors")
 

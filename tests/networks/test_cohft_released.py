@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from medsr_cli.errors import WeightsError
@@ -27,10 +25,8 @@ from medsr_cli.networks.cohft_released import (
     config_from_state,
     example_inputs,
 )
-from tests.networks.test_rdst import procedural
+from tests.networks.golden import assert_close, fixture, procedural_state, save_declared, specification
 
-OWN = Path(__file__).resolve().parents[1] / "golden" / "cohft_procedural.safetensors"
-SPECS = Path(__file__).resolve().parents[2].parent / "shared" / "specs"
 PARAMETERS = {2: 106_597_924, 3: 100_047_844, 4: 97_920_164}
 TINY = ReleasedCohftConfig(
     scale=2, side=6, stages=3, feature_dim=4, growth=3, rrdbs=4, rdbs=2, convs=3, heads=2,
@@ -57,11 +53,7 @@ def inputs(config: ReleasedCohftConfig = TINY, batch: int = 2) -> tuple[torch.Te
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_equals_the_released_network(scale):
-    path = SPECS / "golden" / f"cohft_x{scale}.safetensors"
-    if not path.exists():
-        pytest.skip("needs the shared data")
-    facts, tensors = json.loads(path.with_suffix(".json").read_text()), load_file(path)
-    state = {key[2:]: value for key, value in tensors.items() if key.startswith("w/")}
+    facts, state, tensors = fixture(f"cohft_x{scale}")
     net = checkpoint.network_from_state(state, catalogue.COHFT_RELEASED)
     declared = {**facts["config"], "side": facts["config"]["lr_size"], "growth": facts["config"]["growth_channels"]}
     for name, value in declared.items():
@@ -77,20 +69,15 @@ def test_equals_the_released_network(scale):
 
 
 def test_equals_its_own_fixture():
-    facts, tensors = json.loads(OWN.with_suffix(".json").read_text()), load_file(OWN)
+    facts, _, tensors = fixture("cohft_procedural")
     net = ReleasedCohft(ReleasedCohftConfig(**facts["released"])).eval()
-    net.load_state_dict(
-        {
-            key: value
-            if key.startswith("get_g")
-            else procedural(key.replace("model.5.", "HR_conv0_new.0."), tuple(value.shape), facts["procedural_seed"])
-            for key, value in net.state_dict().items()
-        }
-    )
+    seed = facts["procedural_seed"]
+    state = procedural_state(net, seed, keep="get_g", name=lambda key: key.replace("model.5.", "HR_conv0_new.0."))
+    net.load_state_dict(state)
     with torch.inference_mode():
         image, gradient = net.with_gradient(tensors["released/x"], tensors["released/r"])
     for found, wanted in ((image, tensors["released/y"]), (gradient, tensors["released/g"])):
-        assert (found - wanted).abs().max() <= 1e-5 * (wanted.max() - wanted.min())
+        assert_close(found, wanted, 1e-5)
 
 
 def laid_out(**fields) -> ReleasedCohft:
@@ -107,10 +94,7 @@ def test_names_and_shapes_are_those_of_the_authors(scale):
     net = laid_out(scale=scale, side=SIDES[scale])
     assert count(net) == PARAMETERS[scale]
     assert len(net.state_dict()) == (1220 if scale == 4 else 1216)
-    path = SPECS / f"cohft_x{scale}_state_dict.json"
-    if not path.exists():
-        pytest.skip("needs the shared data")
-    wanted = json.loads(path.read_text())["keys"]
+    wanted = specification(f"cohft_x{scale}_state_dict")["keys"]
     assert {key: list(value.shape) for key, value in net.state_dict().items()} == wanted
 
 
@@ -427,9 +411,7 @@ def test_first_offender_is_named(how, sentence):
 def test_metadata_that_disagrees_is_refused(tmp_path, field):
     declared = dataclasses.asdict(TINY)
     declared[field] = 3 if field == "heads" else declared[field] * 2  # 3 heads divide neither 36 nor 16
-    own = {"medsr.format": "1", "medsr.method": "cohft-released", "medsr.config": json.dumps(declared)}
-    state = {key: value.clone() for key, value in tiny().state_dict().items()}
-    save_file(state, tmp_path / "a.safetensors", own)
+    save_declared(tmp_path / "a.safetensors", tiny().state_dict(), "cohft-released", declared)
     with pytest.raises(WeightsError, match=f"{field} = |cannot have"):
         load_network(tmp_path / "a.safetensors")
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.nn import functional
 
 from medsr_cli.errors import WeightsError
@@ -26,24 +25,11 @@ from medsr_cli.networks.m2trans import (
     reflect_to_multiple,
 )
 from medsr_cli.networks.rdst import Rdst, RdstConfig
+from tests.networks.golden import fixture, save_declared, specification
 
-HERE = Path(__file__).resolve().parents[1] / "golden"
-SHARED = Path(__file__).resolve().parents[2].parent / "shared"
-GOLDEN = SHARED / "specs" / "golden"
 NAMES = ["m2trans_x2_cut", "m2trans_x2", "m2trans_x3", "m2trans_x4"]
 TINY = M2TransConfig(n_feats=8, n_blocks=1, scale=2)
 ODD = M2TransConfig(n_feats=24, n_blocks=3, block_size=4, in_channels=1, scale=3)
-
-
-def fixture(name: str) -> tuple[dict, dict[str, torch.Tensor]]:
-    for folder in (HERE, GOLDEN):
-        if (folder / f"{name}.json").exists():
-            return json.loads((folder / f"{name}.json").read_text()), load_file(folder / f"{name}.safetensors")
-    pytest.skip("needs the shared data")
-
-
-def weights(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {key[2:]: value for key, value in tensors.items() if key.startswith("w/")}
 
 
 def made(config: M2TransConfig = TINY, seed: int = 3) -> M2Trans:
@@ -60,8 +46,7 @@ def use_plain(net: torch.nn.Module, plain: bool) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("form", ["fused", "plain", "with-gradient"])
 def test_equals_the_released_network(name: str, form: str) -> None:
-    facts, tensors = fixture(name)
-    state = weights(tensors)
+    facts, state, tensors = fixture(name)
     net = checkpoint.network_from_state(state, catalogue.M2TRANS)
     declared = {key: facts["config"][key] for key in ("n_feats", "n_blocks", "scale", "block_size")}
     assert {key: getattr(net.config, key) for key in declared} == declared
@@ -76,8 +61,8 @@ def test_equals_the_released_network(name: str, form: str) -> None:
 
 
 def test_every_stage_equals_the_released_one() -> None:
-    facts, tensors = fixture("m2trans_x4")
-    net = checkpoint.network_from_state(weights(tensors), catalogue.M2TRANS)
+    facts, state, tensors = fixture("m2trans_x4")
+    net = checkpoint.network_from_state(state, catalogue.M2TRANS)
     with torch.no_grad():
         head = net.head(tensors["x0"])
         torch.testing.assert_close(head, tensors["i0/head"], atol=1e-5, rtol=0)
@@ -92,9 +77,9 @@ def channels_last(image: torch.Tensor) -> torch.Tensor:
 
 
 def test_parts_equal_the_released_ones() -> None:
-    facts, tensors = fixture("m2trans_parts")
+    facts, state, tensors = fixture("m2trans_parts")
     attention = BlockAttention(facts["config"]["channels"], facts["config"]["block_size"])
-    attention.load_state_dict(weights(tensors))
+    attention.load_state_dict(state)
     run = {"dwt": haar_split, "idwt": haar_join, "attn": attention}
     for case in facts["cases"]:
         rows, columns = case["out_shape"][-2:]
@@ -182,12 +167,10 @@ def test_cost_agrees_with_the_paper(scale: int, side: int, macs: float, flops: f
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_names_and_shapes_are_the_published_ones(scale: int) -> None:
-    path = SHARED / "specs" / f"m2trans_x{scale}_state_dict.json"
-    if not path.exists():
-        pytest.skip("needs the shared data")
+    listed = specification(f"m2trans_x{scale}_state_dict")
     with torch.device("meta"):
         state = M2Trans(M2TransConfig(scale=scale)).state_dict()
-    assert {key: list(value.shape) for key, value in state.items()} == json.loads(path.read_text())["keys"]
+    assert {key: list(value.shape) for key, value in state.items()} == listed["keys"]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (16, 17), (5, 33), (31, 64), (32, 32), (65, 20)])
@@ -315,8 +298,7 @@ def test_sizes_that_no_network_has_are_refused(wrong: dict[str, int]) -> None:
 def test_metadata_that_disagrees_is_refused(tmp_path: Path, field: str) -> None:
     declared = dataclasses.asdict(TINY)
     declared[field] *= 2
-    metadata = {"medsr.format": "1", "medsr.method": "m2trans", "medsr.config": json.dumps(declared)}
-    save_file(made().state_dict(), tmp_path / "a.safetensors", metadata)
+    save_declared(tmp_path / "a.safetensors", made().state_dict(), "m2trans", declared)
     with pytest.raises(WeightsError, match=field):
         load_network(tmp_path / "a.safetensors")
 

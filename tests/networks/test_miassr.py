@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medsr_cli.errors import WeightsError
@@ -25,10 +23,8 @@ from medsr_cli.networks.miassr import (
     grid_of,
     inverse_scale,
 )
-from tests.networks.test_rdst import procedural
+from tests.networks.golden import assert_close, fixture, procedural_state, save_declared, specification
 
-HERE = Path(__file__).resolve().parents[1] / "golden"
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "specs"
 TENTHS = [k / 10 for k in range(11, 41)]
 TINY = MiassrConfig(n_feats=4, n_blocks=1, hidden=7, in_channels=2)
 ODD = MiassrConfig(n_feats=6, n_blocks=3, hidden=11, kernel=5, in_channels=3)
@@ -52,17 +48,8 @@ def image_of(config: MiassrConfig, *size: int, n: int = 1) -> torch.Tensor:
 
 
 def loaded(name: str) -> tuple[Miassr, dict, dict]:
-    folder = next((f for f in (HERE, SHARED / "golden") if (f / f"{name}.json").exists()), None)
-    if folder is None:
-        pytest.skip("needs the shared data")
-    facts = json.loads((folder / f"{name}.json").read_text())
-    tensors = load_file(folder / f"{name}.safetensors")
-    state = {key[2:]: value for key, value in tensors.items() if key.startswith("w/")}
-    if not state:
-        state = {
-            key: value if "mean" in key else procedural(key, tuple(value.shape), facts["procedural_seed"])
-            for key, value in Miassr().state_dict().items()
-        }
+    facts, state, tensors = fixture(name)
+    state = state or procedural_state(Miassr(), facts["procedural_seed"], keep="mean")
     net = checkpoint.network_from_state(state, checkpoint.detect_method(state))
     assert isinstance(net, Miassr)
     return net, facts, tensors
@@ -78,13 +65,12 @@ def test_equals_the_released_network(name, form):
         expected = tensors[case["y"]]
         with torch.no_grad():
             found = net(tensors[case["x"]], case["scale"])
-        assert (found - expected).abs().max() <= 1e-5 * (expected.max() - expected.min()), case["scale"]
+        assert_close(found, expected, 1e-5, case["scale"])
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared data")
 @pytest.mark.parametrize(("name", "channels"), [("miassr", 1), ("miassr_4ch", 4)])
 def test_tensors_are_those_of_the_checkpoints(name, channels):
-    facts = json.loads((SHARED / f"{name}_state_dict.json").read_text())
+    facts = specification(f"{name}_state_dict")
     net = Miassr(MiassrConfig(in_channels=channels))
     assert {key: list(value.shape) for key, value in net.state_dict().items()} == {
         key: shape for key, shape in facts["keys"].items() if not key.startswith("feature_extractor.tail.")
@@ -479,8 +465,7 @@ def test_another_network_is_refused():
 )
 def test_metadata_that_disagrees_is_refused(tmp_path, field, value):
     declared = {**dataclasses.asdict(TINY), field: value}
-    own = {"medsr.format": "1", "medsr.method": "miassr", "medsr.config": json.dumps(declared)}
-    save_file(tiny().state_dict(), tmp_path / "a.safetensors", own)
+    save_declared(tmp_path / "a.safetensors", tiny().state_dict(), "miassr", declared)
     with pytest.raises(WeightsError, match=field):
         load_network(tmp_path / "a.safetensors")
 

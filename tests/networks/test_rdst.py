@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from zlib import crc32
-
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from medsr_cli.errors import WeightsError
 from medsr_cli.networks.rdst import (
@@ -20,58 +14,19 @@ from medsr_cli.networks.rdst import (
     pad_to_multiple,
 )
 from medsr_cli.networks.windows import WindowAttention, all_window_masks
+from tests.networks.golden import assert_close, fixture, procedural_state
 
-HERE = Path(__file__).resolve().parents[1] / "golden"
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "specs" / "golden"
 STORED = ["rdst_e_small_x4", "rdst_tiny_x2_4ch_meanstd", "rdst_tiny_x3"]
 PROCEDURAL = ["rdst_e_full_procedural", "rdst_full_procedural"]
 
 
-def fixture_paths(name: str) -> Path:
-    for folder in (HERE, SHARED):
-        if (folder / f"{name}.json").exists():
-            return folder / name
-    pytest.skip("needs the shared data")
-
-
-def procedural(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Weights from a formula, as PROCEDURAL_WEIGHTS.md says."""
-    word = (1 << 64) - 1
-    u64 = np.uint64
-    with np.errstate(over="ignore"):
-        base = u64(((crc32(key.encode()) << 32) ^ ((seed * 0x9E3779B97F4A7C15) & word)) & word)
-        z = np.arange(int(np.prod(shape)), dtype=u64) + base + u64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> u64(30))) * u64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> u64(27))) * u64(0x94D049BB133111EB)
-        z = z ^ (z >> u64(31))
-    r = 2 * ((z >> u64(11)).astype(np.float64) * 2.0**-53) - 1
-    if "relative_position_bias_table" in key:
-        value = 0.5 * r
-    elif len(shape) >= 2:
-        value = r * np.sqrt(3 / np.prod(shape[1:]))
-    elif key.endswith("bias"):
-        value = 0.1 * r
-    else:
-        value = 1 + 0.1 * r
-    return torch.tensor(value.reshape(shape), dtype=torch.float32)
-
-
 def loaded(name: str) -> tuple[Rdst, dict, dict]:
-    path = fixture_paths(name)
-    facts = json.loads(path.with_suffix(".json").read_text())
-    tensors = load_file(path.with_suffix(".safetensors"))
-    state = {
-        key[2:]: value
-        for key, value in tensors.items()
-        if key.startswith("w/") and not key.endswith(RECOMPUTED_BUFFERS)
-    }
+    facts, weights, tensors = fixture(name)
+    state = {key: value for key, value in weights.items() if not key.endswith(RECOMPUTED_BUFFERS)}
     if not state:
         c = facts["config"]
         blank = Rdst(RdstConfig(n_rdstb=c["n_rdstb"], scale=c["scale"], in_channels=c["in_channels"]))
-        state = {
-            key: value if "mean" in key else procedural(key, tuple(value.shape), facts["procedural_seed"])
-            for key, value in blank.state_dict().items()
-        }
+        state = procedural_state(blank, facts["procedural_seed"], keep="mean")
     net = Rdst(config_from_state(state))
     net.load_state_dict(state)
     return net.eval(), facts, tensors
@@ -86,8 +41,8 @@ def test_equals_the_released_network(name, plain):
     for case in facts["cases"]:
         expected = tensors[case["y"]]
         with torch.no_grad():
-            difference = (net(tensors[case["x"]]) - expected).abs().max()
-        assert difference <= 1e-4 * (expected.max() - expected.min()) / 2
+            found = net(tensors[case["x"]])
+        assert_close(found, expected, 0.5e-4)
 
 
 def use_plain(net: Rdst, plain: bool) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from medsr_cli.errors import WeightsError
 from medsr_cli.networks import catalogue, checkpoint, load_network
@@ -22,10 +20,9 @@ from medsr_cli.networks.seg_unet import (
     pad_by_repetition,
     with_batch_statistics,
 )
-from tests.networks.test_rdst import procedural
+from tests.networks.golden import SPECS, fixture, needs_shared, procedural_state, specification
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "specs"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared data")
+SHARED = SPECS
 TINY = SegUnetConfig(1, 3, 4, "1,2,1,1", "8,6,5,4,3")
 
 
@@ -43,22 +40,20 @@ def tiny(config: SegUnetConfig = TINY, seed: int = 0) -> SegUnet:
 
 @lru_cache(maxsize=1)
 def golden() -> tuple[SegUnet, dict, dict]:
-    facts = json.loads((SHARED / "golden" / "seg_unet_losses.json").read_text())
-    net, seed = SegUnet(), facts["procedural_seed"]
-    state = {}
-    for key, value in net.state_dict().items():
-        state[key] = procedural(key, tuple(value.shape), seed)
+    facts, _, tensors = fixture("seg_unet_losses")
+    net = SegUnet()
+    state = procedural_state(net, facts["procedural_seed"])
+    for key in state:
         if key.endswith("running_var"):  # procedural gives 1 + 0.1 r to what is no bias
             state[key] = 1 + 2.5 * (state[key].double() - 1).float()
         elif key.endswith("running_mean"):
             state[key] = (state[key].double() - 1).float()
     net.load_state_dict(state)
-    return net.eval(), facts, load_file(SHARED / "golden" / "seg_unet_losses.safetensors")
+    return net.eval(), facts, tensors
 
 
-@needs_shared
 def test_names_and_shapes_are_the_authors():
-    listed = json.loads((SHARED / "seg_unet_state_dict.json").read_text())
+    listed = specification("seg_unet_state_dict")
     wanted = {key: tuple(shape) for key, shape in listed["keys"].items() if not key.endswith("num_batches_tracked")}
     with torch.device("meta"):
         net = SegUnet()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from medsr_cli.errors import WeightsError
 from medsr_cli.networks import catalogue, checkpoint, load_network
@@ -24,28 +23,14 @@ from medsr_cli.networks.uscyclegan import (
     example_inputs,
 )
 from medsr_cli.volume.antialias import antialiased_resize
+from tests.networks.golden import SPECS, assert_close, fixture
 
-HERE = Path(__file__).resolve().parents[1] / "golden"
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "specs"
 TINY = GeneratorConfig(width1=4, width2=5, width3=6)
 ODD = GeneratorConfig(in_channels=1, width1=3, width2=7, width3=5, negative_slope=0.01, scale=3)
 
 
-def fixture(name: str) -> tuple[dict, dict, dict]:
-    """The facts, the weights and the other tensors of a golden fixture."""
-    for folder in (HERE, SHARED / "golden"):
-        path = folder / f"{name}.json"
-        if path.exists():
-            tensors = load_file(path.with_suffix(".safetensors"))
-            state = {key[2:]: value for key, value in tensors.items() if key.startswith("w/")}
-            return json.loads(path.read_text()), state, tensors
-    pytest.skip("needs the shared data")
-
-
-def assert_equal_images(found: torch.Tensor, wanted: torch.Tensor) -> None:
-    """A right implementation in float32 is about 3e-6 of the range away; the fixtures allow 1e-4."""
-    assert found.shape == wanted.shape
-    assert (found - wanted).abs().max() <= 2e-5 * (wanted.max() - wanted.min())
+SHARE = 2e-5
+"""A right implementation in float32 is about 3e-6 of the range away; the fixtures allow 1e-4."""
 
 
 def tiny(config: GeneratorConfig = TINY) -> Generator:
@@ -63,7 +48,7 @@ def test_generator_equals_the_released_one(mode):
     assert list(net.config.widths) == facts["config"]["channels"]
     for case in facts["cases"]:
         with torch.no_grad():
-            assert_equal_images(net(tensors[case["x"]]), tensors[case["y"]])
+            assert_close(net(tensors[case["x"]]), tensors[case["y"]], SHARE)
 
 
 def test_hr_to_lr_equals_the_released_one():
@@ -76,7 +61,7 @@ def test_hr_to_lr_equals_the_released_one():
         net.train(case["mode"] == "train")
         modes.add(case["mode"])
         with torch.no_grad():
-            assert_equal_images(net(tensors[case["x"]], tensors[case["z"]]), tensors[case["y"]])
+            assert_close(net(tensors[case["x"]], tensors[case["z"]]), tensors[case["y"]], SHARE)
     assert modes == {"train", "eval"}
 
 
@@ -88,7 +73,7 @@ def test_discriminator_equals_the_released_one():
         net.load_state_dict(state)
         net.train(case["mode"] == "train")
         with torch.no_grad():
-            assert_equal_images(net(tensors[case["x"]]), tensors[case["y"]])
+            assert_close(net(tensors[case["x"]]), tensors[case["y"]], SHARE)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +88,7 @@ def test_released_names_shapes_and_sizes(part, make, count):
     with torch.device("meta"):
         net = make()
     assert sum(value.numel() for value in net.parameters()) == count
-    listed = SHARED / "uscyclegan_state_dict.json"
+    listed = SPECS / "uscyclegan_state_dict.json"
     if listed.exists():
         keys = json.loads(listed.read_text())["keys"]
         wanted = {key.split("/", 1)[1]: shape for key, shape in keys.items() if key.startswith(f"{part}/")}
@@ -137,10 +122,10 @@ def test_the_parts_make_the_whole_inference():
     for case in facts["cases"]:
         low = tensors[case["x"]].double().permute(2, 0, 1).numpy()  # (3, H, W)
         single = torch.from_numpy(one_member(net, low, 0).copy()).permute(1, 2, 0)
-        assert_equal_images(single.float(), tensors[case["single_sym"]])
+        assert_close(single.float(), tensors[case["single_sym"]], SHARE)
         members = [back_project(one_member(net, low, k), low, 10) for k in range(8)]
         result = back_project(np.median(members, axis=0), low, 10)
-        assert_equal_images(torch.from_numpy(result).permute(1, 2, 0).float(), tensors[case["y_sym"]])
+        assert_close(torch.from_numpy(result).permute(1, 2, 0).float(), tensors[case["y_sym"]], SHARE)
 
 
 # --- what holds for any size -----------------------------------------------------------------------------------

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from zlib import crc32
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own name
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from medsr_cli.errors import WeightsError
 from medsr_cli.networks import catalogue, checkpoint, load_network
@@ -26,9 +21,8 @@ from medsr_cli.networks.perceptual import (
     shortened,
 )
 from medsr_cli.networks.vgg import LAYERS, Vgg19Features, VggConfig, config_from_state, convolution_of
+from tests.networks.golden import assert_close, fixture, procedural_state
 
-HERE = Path(__file__).resolve().parents[1] / "golden"
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "specs" / "golden"
 NUMBERS = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
 """The convolutions among torchvision's `features`."""
 
@@ -38,41 +32,19 @@ def narrow(last: str = "conv5_4", width: int = 2) -> Vgg19Features:
     return Vgg19Features(VggConfig(width, last)).eval()
 
 
-def procedural(key: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Weights from a formula, as PROCEDURAL_WEIGHTS.md says."""
-    word = (1 << 64) - 1
-    u64 = np.uint64
-    with np.errstate(over="ignore"):
-        base = u64(((crc32(key.encode()) << 32) ^ ((seed * 0x9E3779B97F4A7C15) & word)) & word)
-        z = np.arange(int(np.prod(shape)), dtype=u64) + base + u64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> u64(30))) * u64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> u64(27))) * u64(0x94D049BB133111EB)
-        z = z ^ (z >> u64(31))
-    r = 2 * ((z >> u64(11)).astype(np.float64) * 2.0**-53) - 1
-    value = 0.1 * r if len(shape) == 1 else r * np.sqrt(3 / np.prod(shape[1:]))
-    return torch.tensor(value.reshape(shape), dtype=torch.float32)
-
-
 def golden_vgg22() -> tuple[PerceptualLoss, dict, dict]:
-    for folder in (HERE, SHARED):
-        path = folder / "vgg22_loss.json"
-        if path.exists():
-            facts = json.loads(path.read_text())
-            vgg = Vgg19Features(VggConfig(last="conv2_2"))
-            state = {
-                key: procedural(key.removeprefix("features."), tuple(value.shape), facts["procedural_seed"])
-                for key, value in vgg.state_dict().items()
-            }
-            vgg.load_state_dict(state)
-            return PerceptualLoss(VGG22, vgg), facts, load_file(path.with_suffix(".safetensors"))
-    pytest.skip("needs the shared data")
+    facts, _, tensors = fixture("vgg22_loss")
+    vgg = Vgg19Features(VggConfig(last="conv2_2"))
+    state = procedural_state(vgg, facts["procedural_seed"], name=lambda key: key.removeprefix("features."))
+    vgg.load_state_dict(state)
+    return PerceptualLoss(VGG22, vgg), facts, tensors
 
 
 def test_vgg22_equals_that_of_miassr():
     loss, facts, tensors = golden_vgg22()
     features = loss.features(tensors["sr"])[:, :8]
     wanted = tensors["feat_sr_first8"]
-    assert (features - wanted).abs().max() <= 2e-5 * (wanted.max() - wanted.min())
+    assert_close(features, wanted, 2e-5)
     assert float(loss(tensors["sr"], tensors["hr"])) == pytest.approx(facts["scalars"]["mse_loss"], rel=1e-5)
 
 

@@ -18,7 +18,7 @@ from medsr_cli.networks.wgan import (
     generator_loss,
     gradient_penalty,
 )
-from tests.networks.test_rdst import procedural
+from tests.networks.golden import procedural
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 GOLDEN = SHARED / "specs" / "golden" / "wgan_gp_discriminator"

@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.linalg import sqrtm
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from medsr_cli import formats
 from medsr_cli.engines.engine import Interpolation
 from medsr_cli.engines.wrapped import Colours, Realigned
 from medsr_cli.errors import ArgumentsError, InputRefused, WeightsError
@@ -26,11 +27,13 @@ from medsr_cli.evaluation.results import Results, Row, csv_text, json_text
 from medsr_cli.networks.checkpoint import save_network
 from medsr_cli.networks.seg_unet import SegUnet, SegUnetConfig
 from medsr_cli.tasks.evaluate import EvaluateRequest, evaluate
-from medsr_cli.tasks.evaluation_inputs import Choice, Opened, candidates_of, guide_of, mask_of, other_slices
+from medsr_cli.tasks.evaluation_inputs import Choice, Opened, images_of, other_slices
 from medsr_cli.tasks.evaluation_models import contenders_of, for_first_centres
 from medsr_cli.tasks.evaluation_page import page_of
 from medsr_cli.tasks.evaluation_protocol import protocol_for, scales_for
 from medsr_cli.tasks.model import ModelRequest
+from medsr_cli.training.companions import Rules, attach
+from medsr_cli.training.gather import find_tree
 from medsr_cli.volume.intensity import IntensityRange
 from tests.makers import almost_nearest, anatomy, save_checkpoint, save_nifti
 
@@ -336,19 +339,49 @@ def test_fid_is_of_each_subject_without_the_border(tree, monkeypatch):
     assert summary.over.mean == pytest.approx(np.mean(list(found.values())))
 
 
-def test_guides_and_masks_are_found_by_name(tree):
-    for name in ("T1_in_T2", "T1"):
+def test_guides_and_masks_are_those_that_finetune_finds(tree):
+    for name in ("T1_in_T2", "T1", "T1_in_T2_b", "PD"):
         save_nifti(tree / "one" / f"{name}.nii.gz", anatomy(SHAPE, seed=5))
     save_nifti(tree / "two" / "T1.nii.gz", anatomy(SHAPE, seed=6))
     save_nifti(tree / "two" / "lesion_mask.nii.gz", (anatomy(SHAPE) > 900).astype(np.int16))
-    found, _ = candidates_of(Choice(tree, guides=("T1*",)))
-    assert [c.found.name for c in found] == ["one/T2.nii.gz", "two/T2.nii.gz"]
-    assert [guide_of(c).name for c in found] == ["one/T1_in_T2.nii.gz", "two/T1.nii.gz"]
-    assert mask_of(found[0]) is None
-    assert mask_of(found[1]).name == "lesion_mask.nii.gz"
-    save_nifti(tree / "one" / "T1_in_T2_b.nii.gz", anatomy(SHAPE, seed=7))
-    with pytest.raises(InputRefused, match="could be guided by"):
-        guide_of(candidates_of(Choice(tree, guides=("T1*",)))[0][0])
+    asked = Choice(tree, guides=("T1*",))
+    chosen = images_of(asked, guided=True, labels=True)
+    assert {image.name: image.guide.name for image in chosen.images} == {
+        "one/T2.nii.gz": "one/T1_in_T2.nii.gz",
+        "two/T2.nii.gz": "two/T1.nii.gz",
+    }
+    assert [image.labels and image.labels.path.name for image in chosen.images] == [None, "lesion_mask.nii.gz"]
+    assert "one/T1_in_T2.nii.gz guides one/T2.nii.gz." in chosen.notes
+    tree_found = find_tree(tree, formats.is_image_name)
+    attached = attach(tree_found, Rules(guided=True, guides=("T1*",)), lambda image: formats.open_image(image.path))
+    assert (chosen.images, chosen.notes, chosen.left_out) == (attached.images, attached.notes, attached.skipped)
+    # Guides need not be included; a target on another grid than every guide says so, and nothing is left out twice.
+    (tree / "one" / "T1_in_T2.nii.gz").unlink()
+    save_nifti(tree / "one" / "T1.nii.gz", anatomy((58, 52, 3), seed=5))
+    some = images_of(Choice(tree, include=("T2*",), guides=("T1*",)), guided=True)
+    assert [image.name for image in some.images] == ["one/T2.nii.gz", "two/T2.nii.gz"]
+    assert list(some.unguided) == ["one/T2.nii.gz"]
+    assert "52 x 58 x 3 voxels" in some.unguided["one/T2.nii.gz"]
+    assert some.left_out == ["lesion_mask.nii.gz was left out: by its name it is a mask or a label map."]
+
+
+def test_a_mask_belongs_to_its_own_image_though_another_is_measured(tmp_path):
+    for name in ("0059.png", "0060.png", "0060_lv_mask.png"):
+        Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)).save(tmp_path / name)
+    for name, mask in (("0059", None), ("0060", "0060_lv_mask.png")):
+        (image,) = images_of(Choice(tmp_path, include=(f"{name}.png",)), labels=True).images
+        assert (image.labels.path.name if image.labels else None) == mask
+
+
+def test_sessions_of_one_person_are_one_subject_and_can_be_chosen(tree):
+    for session in (1, 2):
+        (tree / f"p3_s{session}").mkdir()
+        save_nifti(tree / f"p3_s{session}" / "T2.nii.gz", anatomy(SHAPE, seed=session))
+    chosen = images_of(Choice(tree))
+    assert [image.subject for image in chosen.images] == ["one", "p3", "p3", "two"]
+    assert chosen.notes == ["p3_s1 and p3_s2 are taken as one subject."]
+    for pattern, count in (("p3", 2), ("p3_s2", 1), ("*", 4)):
+        assert len(images_of(Choice(tree, subjects=(pattern,))).images) == count
 
 
 def test_shuffled_guides_are_of_other_slices():
@@ -370,3 +403,24 @@ def test_the_page_shows_the_table_and_a_few_slices(tree, checkpoint):
     html = page_html(page)
     assert "worse by rdst than by bicubic" in html
     assert "one/T2.nii.gz" in html
+
+
+def test_pairs_and_masks_of_the_shared_data():
+    shared = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "val"
+    if not shared.is_dir():
+        pytest.skip("the shared data is not there")
+    brains = images_of(Choice(shared / "brain_mr", guides=("T1*",)), guided=True, labels=True)
+    assert {image.name: image.guide.name for image in brains.images if image.name not in brains.unguided} == {
+        "ms_long_p04_s1/T2W.nii.gz": "ms_long_p04_s1/T1W_in_T2W.nii.gz",
+        "ms_mni_p19/FLAIR.nii.gz": "ms_mni_p19/T1.nii.gz",
+        "ms_mni_p19/T2.nii.gz": "ms_mni_p19/T1.nii.gz",
+    }
+    assert list(brains.unguided) == ["ms_long_p04_s1/FLAIR.nii.gz"]
+    assert {image.name for image in brains.images if image.labels} == {
+        "ms_mni_p19/FLAIR.nii.gz",
+        "ms_mni_p19/T2.nii.gz",
+    }
+    hearts = images_of(Choice(shared / "cardiac_mr", subjects=("SC-HYP-10",)), labels=True)
+    assert hearts.left_out == []
+    assert len(hearts.images) == 12
+    assert all(image.labels.name == image.name.replace(".png", "_lv_mask.png") for image in hearts.images)

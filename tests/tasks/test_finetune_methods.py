@@ -30,6 +30,7 @@ from medsr_cli.networks.vgg import Vgg19Features, VggConfig
 from medsr_cli.tasks.finetune import FinetuneRequest, finetune
 from medsr_cli.tasks.model import ModelRequest, load_model
 from medsr_cli.tasks.progress import Silent
+from medsr_cli.tasks.training_data import pack
 from medsr_cli.tasks.weights import ImportRequest, import_weights
 from medsr_cli.training.pack import PackedSlices
 from medsr_cli.training.state import read_state
@@ -183,8 +184,8 @@ def test_the_card_of_any_scale_has_a_line_for_each(asked):
     score = result.scores[0]
     assert score.psnr == pytest.approx(np.mean([row.psnr for row in score.conditions]))
     imported = import_weights(ImportRequest(result.output, result.output.with_name("again.safetensors"), "miassr"))
-    mine, theirs = (load_network(path).state_dict() for path in (result.output, imported.path))
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert imported.path.read_bytes() == result.output.read_bytes()
+    assert load_network(imported.path).config.rounding == "exact"
 
 
 def test_the_released_form_trains_at_its_own_size_and_says_its_degradation(asked):
@@ -325,6 +326,35 @@ def test_a_guide_without_its_partner_is_refused(asked, folder, tmp_path):
         finetune(replace(request_of(asked, "cohft"), folder=alone), Ear())
     assert caught.value.exit_code == 6
     assert not list(tmp_path.glob("*.work"))
+
+
+def test_captions_and_low_images_are_those_of_the_training_folder(folder, tmp_path):
+    lows, held, captions = tmp_path / "low", tmp_path / "held", tmp_path / "captions.txt"
+
+    def save(path, values, step):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(values, np.diag([*step, 1.0])), path)
+
+    for k in range(SUBJECTS):
+        image = nib.load(folder / f"s{k}" / "T2.nii.gz")
+        save(lows / f"s{k}" / "T2.nii.gz", np.asarray(image.dataobj)[::2, ::2], (1.0, 1.5, 3.0))
+    captions.write_text("".join(f"A brain, number {k}.\n" for k in range(SUBJECTS)))
+    other = np.moveaxis(phantom(77, 2, *SIDE), 0, 2).astype(np.int16)
+    save(held / "v0" / "T2.nii.gz", other, (0.5, 0.75, 3.0))
+    asked_for = {"model": "rdst", "include": ("T2*",), "scale": 2, "low": lows, "captions": captions}
+    request = FinetuneRequest(folder, tmp_path / "x", validation=held, **asked_for)
+
+    def packed():
+        target = tmp_path / "packed.safetensors"
+        pack(replace(request, overwrite=True), target, Ear(), labels=False)
+        volumes = PackedSlices(target).volumes
+        return {volume.subject: (volume.low is not None, volume.caption) for volume in volumes}
+
+    training = {f"s{k}": (True, f"A brain, number {k}.") for k in range(SUBJECTS)}
+    assert packed() == {"val/v0": (False, None), **training}
+    # One beside the image to validate on is used.
+    save(held / "v0" / "T2_lr.nii.gz", other[::2, ::2], (1.0, 1.5, 3.0))
+    assert packed() == {"val/v0": (True, None), **training}
 
 
 def test_nothing_labelled_is_refused(asked, folder, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from medsr_cli import formats
 from medsr_cli.errors import ArgumentsError, InputRefused
-from medsr_cli.training.companions import Rules, attach, is_called, misfit
+from medsr_cli.training.companions import Rules, attach, in_brief, is_called, misfit
 from medsr_cli.training.gather import Found, find_tree, pack_images, subject_of
 from medsr_cli.training.pack import PackedSlices
 from medsr_cli.training.reading import PackOptions
@@ -62,6 +62,20 @@ def test_a_mask_named_after_an_image_is_that_images(tmp_path):
     assert masks(attached) == {"a/0059.png": "a/0059_lv_mask.png"}
     assert len(attached.images) == 4
     assert attached.skipped == ["a/0061_mask.png is not used: it fits no image by name and grid."]
+
+
+def test_a_mask_is_not_that_of_another_image_because_its_own_was_not_asked_for(tmp_path):
+    names = ["a/0059.png", "a/0060.png", "a/0060_lv_mask.png"]
+    headers = Headers(tmp_path, dict.fromkeys(names, picture()))
+    attached = attach(find_tree(tmp_path, formats.is_image_name, ["*/0059.png"]), Rules(), headers)
+    assert [image.name for image in attached.images] == ["a/0059.png"]
+    assert masks(attached) == {}
+    assert attached.skipped == []
+
+
+def test_files_left_out_are_told_in_brief():
+    assert in_brief(["a", "b"]) == ["a", "b"]
+    assert in_brief(["a", "b", "c", "d", "e"]) == ["a", "b", "c", "2 more were left out or are not used."]
 
 
 def test_a_mask_of_its_own_name_is_that_of_all_images_on_its_grid(tmp_path):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from medsr_cli.errors import ArgumentsError, InputRefused
+from medsr_cli.training.companions import Rules, attach
 from medsr_cli.training.gather import (
     Found,
     content_sha256,
-    find_images,
     find_tree,
     is_label_name,
     pack_images,
@@ -18,6 +18,7 @@ from medsr_cli.training.gather import (
 )
 from medsr_cli.training.pack import LEVELS, PackedSlices
 from medsr_cli.training.reading import PackOptions
+from medsr_cli.training.sessions import persons_of
 from medsr_cli.volume.volume import Volume
 from tests.training.anatomy import phantom
 
@@ -105,8 +106,10 @@ def test_image_names(name):
 def test_finds_images_in_order_and_says_what_it_passed_over(tmp_path):
     for name in ("b/2.npy", "b/1.npy", "a/x_mask.npy", "a/x.npy", "a/notes.txt", ".hidden/y.npy", "a/.z.npy"):
         save(tmp_path / name, np.zeros((1, 4, 4))) if name.endswith("npy") else (tmp_path / name).write_text("")
-    found, skipped = find_images(tmp_path, is_npy)
-    assert [image.name for image in found] == ["a/x.npy", "b/1.npy", "b/2.npy"]
+    tree = find_tree(tmp_path, is_npy)
+    assert [image.name for image in tree.images] == ["a/x.npy", "b/1.npy", "b/2.npy"]
+    assert [mask.name for mask in tree.labels] == ["a/x_mask.npy"]
+    skipped = attach(tree, Rules(labels=False), lambda image: ArrayReader(image.path)).skipped
     assert len(skipped) == 1
     assert "x_mask.npy" in skipped[0]
 
@@ -116,10 +119,14 @@ def test_patterns(tmp_path):
         save(tmp_path / name, np.zeros((1, 4, 4)))
 
     def names(**patterns):
-        return [image.name for image in find_images(tmp_path, is_npy, **patterns)[0]]
+        tree = find_tree(tmp_path, is_npy, **patterns)
+        masks = [mask.name for mask in tree.labels]
+        return [image.name for image in tree.images] + masks
 
     assert names(include=["*t1*"]) == ["a/t1.npy", "b/t1.npy", "b/t1_mask.npy"]
-    assert names(exclude=["t1.npy"]) == ["a/t2.npy"]
+    assert names(include=["*t2*"]) == ["a/t2.npy", "b/t1_mask.npy"]
+    assert [image.name for image in find_tree(tmp_path, is_npy, ["*t2*"]).others] == ["a/t1.npy", "b/t1.npy"]
+    assert names(exclude=["t1.npy", "*_mask*"]) == ["a/t2.npy"]
     assert names(exclude=["b/*"]) == ["a/t1.npy", "a/t2.npy"]
     assert names(include=["*t1*"], exclude=["*_mask*"]) == ["a/t1.npy", "b/t1.npy"]
 
@@ -135,7 +142,7 @@ def test_a_folder_of_dicom_is_one_image_or_as_many_as_it_has_series(tmp_path):
             raise InputRefused("p2 is damaged.")
         return ["1.2", "1.3"] if path.name == "p3" else ["1.1"]
 
-    found, _ = find_images(tmp_path, is_npy, series_of=series_of)
+    found = find_tree(tmp_path, is_npy, series_of=series_of).images
     assert [(image.name, image.subject, image.series) for image in found] == [
         ("p1/a", "p1", None),
         ("p2", "p2", None),
@@ -143,6 +150,58 @@ def test_a_folder_of_dicom_is_one_image_or_as_many_as_it_has_series(tmp_path):
         ("p3#1", "p3", "1.2"),
         ("p3#2", "p3", "1.3"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("folders", "persons"),
+    [
+        ("p01_s1 p01_s2 p02_s1", {"p01": ["p01_s1", "p01_s2"]}),
+        ("ann_ses-1 ann_ses-02 bob-session2 bob-session3", {"ann": ["ann_ses-02", "ann_ses-1"], "bob": 2}),
+        ("ann_visit1 ann_Visit_2 p3_tp1 p3_tp2", {"ann": 2, "p3": 2}),
+        ("p1_a_s1x p1_s1 p1_s2", {}),  # p1 has something that is no session
+        ("p1 p1_s1 p1_s2", {}),
+        ("p1 p10_s1 p10_s2", {"p10": 2}),
+        ("control_s1 control_s2", {}),  # s may be a subject
+        ("case_1 case_2 week2 week3 s1 s2 p_s001 p_s002", {}),
+        ("p1_s1234 p1_s1235", {}),
+    ],
+)
+def test_folders_that_differ_by_a_session_are_one_person(folders, persons):
+    found = persons_of(folders.split())
+    assert set(found.values()) == set(persons)
+    for person, sessions in persons.items():
+        own = sorted(folder for folder, name in found.items() if name == person)
+        assert own == sessions or len(own) == sessions
+
+
+def test_one_person_is_on_one_side_of_the_split(tmp_path):
+    patients = [f"ms_p{n:02}" for n in range(9)]
+    for n, patient in enumerate(patients):
+        for session in (1, 2):
+            save(tmp_path / f"{patient}_s{session}" / "t1.npy", phantom(10 * n + session, 1, 20, 20))
+            save(tmp_path / f"{patient}_s{session}" / "mask.npy", np.zeros((1, 4, 4)))
+    (tmp_path / "other_s1").mkdir()
+    (tmp_path / "other_s1" / "1.dcm").write_bytes(b"")
+    tree = find_tree(tmp_path, is_npy)
+    assert tree.notes == ["ms_p00_s1 and ms_p00_s2 are taken as one subject, and so are the sessions of 8 others."]
+    assert {image.subject for image in tree.labels} == set(patients)
+    assert {image.subject for image in tree.images} == {*patients, "other_s1"}
+    assert attach(tree, Rules(labels=False), lambda image: ArrayReader(image.path)).notes == tree.notes
+    pack([image for image in tree.images if image.subject != "other_s1"], tmp_path / "p")
+    train, held = split_subjects(PackedSlices(tmp_path / "p").subjects)
+    assert sorted(train + held) == patients
+
+
+def test_sessions_of_dicom_files_are_one_person_and_flat_files_are_not(tmp_path):
+    for name in ("p1_visit1/1.dcm", "p1_visit2/1.dcm"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"")
+    for name in ("p2_s1.npy", "p2_s2.npy"):
+        save(tmp_path / name, np.zeros((1, 4, 4)))
+    series = ["1.1", "1.2"]
+    tree = find_tree(tmp_path, is_npy, series_of=lambda path: series)
+    assert sorted(image.subject for image in tree.images) == ["p1"] * 4 + ["p2_s1", "p2_s2"]
+    assert tree.notes == ["p1_visit1 and p1_visit2 are taken as one subject."]
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 20, 61])

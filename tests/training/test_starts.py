@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-import torch.nn.functional as F
+from torch.nn.functional import interpolate
 
 from medsr_cli.networks.cohft import Cohft, CohftConfig
 from medsr_cli.networks.m2trans import M2Trans, M2TransConfig
@@ -26,7 +26,7 @@ def smooth(channels: int = 1, side: int = 32) -> torch.Tensor:
 
 def error(result: torch.Tensor, image: torch.Tensor, scale: int) -> float:
     """Largest difference from bilinear interpolation away from the border."""
-    expected = F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
+    expected = interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False)
     margin = 2 * scale
     return float((result - expected)[..., margin:-margin, margin:-margin].abs().max())
 

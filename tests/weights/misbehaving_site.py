@@ -15,8 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from medsr_cli.weights.fetch import Policy
 from medsr_cli.weights.manifest import Entry, parse_entry
+from medsr_cli.weights.patience import Policy
 
 PATIENCE = Policy(timeout_s=0.3, attempts=2, backoff_s=0.0, max_wait_s=0.0)
 

@@ -21,9 +21,11 @@ import pytest
 from misbehaving_site import PATIENCE, Behaviour, Handler, Site, entry_for, leftovers, redirect, running, status
 
 from medsr_cli.errors import WeightsError
-from medsr_cli.weights import fetch as fetch_module
-from medsr_cli.weights.fetch import DownloadError, Policy, fetch, offline_reason, source_url
+from medsr_cli.weights import download as download_module
+from medsr_cli.weights.download import DownloadError, download, source_url
+from medsr_cli.weights.fetch import exchange, offline_reason
 from medsr_cli.weights.manifest import Entry
+from medsr_cli.weights.patience import Failed, Policy, Retry
 from medsr_cli.weights.store import Digest, Store
 
 SIZE = len(site_module.safetensors_bytes())
@@ -38,7 +40,7 @@ def toy(site: Site, **options: Any) -> Entry:
 
 def get(entry: Entry, store: Store, **options: Any) -> Path:
     with store.lock(entry.id):
-        fetch(entry, store, policy=options.pop("policy", PATIENCE), **options)
+        download(entry, store, policy=options.pop("policy", PATIENCE), **options)
     return store.source_path(entry)
 
 
@@ -120,7 +122,7 @@ def test_a_part_of_unknown_length_is_taken_up(site: Site, store: Store, length: 
     target.with_name(target.name + ".part").write_bytes(b"\xee" * length if rotten else site.data[:length])
     if length == SIZE:
         site.plan = [status(416)]
-    fetched = fetch(entry, store, policy=PATIENCE)
+    fetched = download(entry, store, policy=PATIENCE)
     assert site.requests[0][1]["Range"] == f"bytes={length}-"
     assert fetched.digest == Digest(SIZE, hashlib.sha256(site.data).hexdigest(), entry.git_blob)
     assert assert_absent_or_right(entry, store, site.data)
@@ -130,7 +132,7 @@ def test_a_part_of_unknown_length_is_taken_up(site: Site, store: Store, length: 
 def test_a_download_of_unknown_length_is_capped(
     site: Site, store: Store, monkeypatch: pytest.MonkeyPatch, pin: str
 ) -> None:
-    monkeypatch.setattr(fetch_module, "MAX_BYTES", SIZE - 1)
+    monkeypatch.setattr(download_module, "MAX_BYTES", SIZE - 1)
     with pytest.raises(DownloadError, match=f"no checkpoint has more than {SIZE - 1}"):
         get(toy(site, pin=pin), store)
 
@@ -158,7 +160,7 @@ def test_what_a_person_has_to_fetch_is_not_asked_for(store: Store) -> None:
     entry = entry_for(b"", pin="", by_hand="https://example.org/login (code 1)")
     for offline in (False, True):
         with pytest.raises(DownloadError, match=r"by hand from https://example\.org/login \(code 1\)") as caught:
-            fetch(entry, store, offline=offline)
+            download(entry, store, offline=offline)
         assert caught.value.kind == "by-hand"
 
 
@@ -567,7 +569,7 @@ def pull_in_process(home: str, bundled: str, url: str, sha256: str, size: int) -
     entry = entry_for(b"", url, sha256=sha256, bytes=size)
     with store.lock(entry.id):
         if not store.present(entry):
-            fetch(entry, store)
+            download(entry, store)
     return str(store.verified_path(entry))
 
 
@@ -587,7 +589,7 @@ def test_writers_whose_lock_lies_do_not_mix(site: Site, store: Store) -> None:
 
     def work() -> None:
         try:
-            fetch(entry, store, policy=PATIENCE)  # without the lock, as on a file system that grants it to all
+            download(entry, store, policy=PATIENCE)  # without the lock, as on a file system that grants it to all
         except WeightsError as error:
             errors.append(error)
 
@@ -623,3 +625,32 @@ def test_a_killed_download_leaves_no_file_and_is_taken_up(site: Site, store: Sto
     get(entry, store)
     assert site.requests[-1][1]["Range"].startswith("bytes=")
     assert assert_absent_or_right(entry, store, site.data)
+
+
+# -- one request -------------------------------------------------------------------------------------------
+
+
+def test_a_request_is_answered_whatever_its_status(site: Site) -> None:
+    with exchange(f"{site.url}/toy", {"Range": "bytes=10-"}, 2.0) as answer:
+        assert (answer.status, answer.ok) == (206, True)
+        assert answer.headers.get("content-length") == str(SIZE - 10)
+        assert answer.read(5) + answer.read_some(3) == site.data[10:18]
+    site.plan = [status(404), status(503)]
+    with exchange(f"{site.url}/toy", {}, 2.0) as answer:
+        assert (answer.status, answer.ok) == (404, False)
+        answer.refuse_busy()
+    with pytest.raises(Retry, match="HTTP 503"), exchange(f"{site.url}/toy", {}, 2.0) as answer:
+        answer.refuse_busy()
+    with exchange(f"{site.url}/toy", {}, 2.0, method="HEAD") as answer:
+        assert answer.status == 501  # of a server that knows GET alone
+    with pytest.raises(Failed, match="refuses connections"), exchange("http://127.0.0.1:9/", {}, 2.0):
+        pytest.fail("an answer")
+
+
+def test_a_redirect_is_not_followed_where_it_may_not_be(site: Site) -> None:
+    site.plan = [redirect(f"{site.url}/elsewhere")]
+    with pytest.raises(Failed, match="not followed"), exchange(f"{site.url}/toy", {}, 2.0, follow=False):
+        pytest.fail("an answer")
+    site.plan = [redirect(f"{site.url}/elsewhere")]
+    with exchange(f"{site.url}/toy", {}, 2.0) as answer:
+        assert answer.status == 200

@@ -29,7 +29,7 @@ def test_the_manifest_that_ships_is_valid() -> None:
     for entry in found.entries:
         assert m.parse_entry(json.loads(json.dumps(entry.to_json())), "again") == entry
         assert entry.variant in (None, *catalogue.find(entry.method)[0].variants)
-        assert entry.pinned or entry.method in ("rdst", "cohft-released")
+        assert entry.pinned or entry.method in ("rdst", "cohft-released", "medclip")
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_select_says_how_to_get_one(name: str, scale: m.Scale, kind: type[MedsrE
     with pytest.raises(kind, match=sentence) as caught:
         select(FAMILY, name, scale, "mr", lambda entry: False)
     assert caught.value.exit_code == (5 if kind is WeightsError else 2)
-    assert ("medsr finetune" in str(caught.value)) is (name == "rdst-e")
+    assert ("medsr finetune" in str(caught.value)) is (name in ("rdst-e", "msgan"))
 
 
 def test_no_method_of_the_shipped_manifest_runs_untrained() -> None:

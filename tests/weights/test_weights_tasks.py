@@ -25,10 +25,12 @@ from medsr_cli.networks import checkpoint, load_network
 from medsr_cli.networks.m2trans import M2Trans, M2TransConfig
 from medsr_cli.networks.rdst import Rdst, RdstConfig
 from medsr_cli.weights import bundle
+from medsr_cli.weights.headers import read_header
 from medsr_cli.weights.manifest import Entry, Manifest
 from medsr_cli.weights.store import Store
 
 tasks = pytest.importorskip("medsr_cli.tasks.weights")
+pulling = pytest.importorskip("medsr_cli.tasks.pull")
 CONFIG = RdstConfig(n_rdstb=1, embed_dim=12, growth_rate=6, num_heads=6, dstb_per_rdstb=1, stl_per_dstb=2, scale=4)
 DATA = safetensors_bytes(500)
 
@@ -54,14 +56,14 @@ def author_entry(data: bytes, *urls: str, **changes: Any) -> Entry:
 def test_pull_fetches_once_and_repairs(site: Site, store: Store) -> None:
     entry = entry_for(site.data, f"{site.url}/toy")
     shelf = shelf_of(store, entry)
-    request = tasks.PullRequest(["toy", "toy"])
-    first = tasks.pull(request, shelf=shelf, policy=PATIENCE)
+    request = pulling.PullRequest(["toy", "toy"])
+    first = pulling.pull(request, shelf=shelf, policy=PATIENCE)
     assert [(done.fetched, done.seen) for done in first.pulled] == [(True, None)]
-    assert [done.fetched for done in tasks.pull(request, shelf=shelf).pulled] == [False]
+    assert [done.fetched for done in pulling.pull(request, shelf=shelf).pulled] == [False]
     path = first.pulled[0].path
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     assert [row.status for row in tasks.verify(shelf=shelf)] == ["corrupt"]
-    assert [done.fetched for done in tasks.pull(request, shelf=shelf, policy=PATIENCE).pulled] == [True]
+    assert [done.fetched for done in pulling.pull(request, shelf=shelf, policy=PATIENCE).pulled] == [True]
     assert [row.status for row in tasks.verify(shelf=shelf)] == ["ok"]
     assert len(site.requests) == 2
 
@@ -71,12 +73,12 @@ def test_pull_converts_an_authors_file(store: Store, pin: str) -> None:
     with running(author_file()) as site:
         entry = author_entry(site.data, f"{site.url}/a.pt", pin=pin)
         shelf = shelf_of(store, entry)
-        refused = tasks.pull(tasks.PullRequest(["toy"]), shelf=shelf, policy=PATIENCE)
+        refused = pulling.pull(pulling.PullRequest(["toy"]), shelf=shelf, policy=PATIENCE)
         if not pin:
             assert "--allow-unpinned" in str(refused.failed[0][1])
             assert site.requests == []
-        result = tasks.pull(tasks.PullRequest(["toy"], allow_unpinned=True), shelf=shelf, policy=PATIENCE)
-        again = tasks.pull(tasks.PullRequest(["toy"], allow_unpinned=True), shelf=shelf, policy=PATIENCE)
+        result = pulling.pull(pulling.PullRequest(["toy"], allow_unpinned=True), shelf=shelf, policy=PATIENCE)
+        again = pulling.pull(pulling.PullRequest(["toy"], allow_unpinned=True), shelf=shelf, policy=PATIENCE)
     done = result.pulled[0]
     assert again.pulled[0].fetched is False
     if not pin:
@@ -93,11 +95,11 @@ def test_pull_does_not_keep_a_login_page(store: Store) -> None:
     with running(b"<html>please log in</html>") as site:
         entry = author_entry(b"", f"{site.url}/a.pt", pin="")
         shelf = shelf_of(store, entry)
-        result = tasks.pull(tasks.PullRequest(["toy"], allow_unpinned=True), shelf=shelf, policy=PATIENCE)
+        result = pulling.pull(pulling.PullRequest(["toy"], allow_unpinned=True), shelf=shelf, policy=PATIENCE)
         assert "not a readable PyTorch checkpoint" in str(result.failed[0][1])
         assert not store.source_path(entry).exists()
         site.data = author_file()
-        result = tasks.pull(tasks.PullRequest(["toy"], allow_unpinned=True), shelf=shelf, policy=PATIENCE)
+        result = pulling.pull(pulling.PullRequest(["toy"], allow_unpinned=True), shelf=shelf, policy=PATIENCE)
     assert result.failed == []
 
 
@@ -108,7 +110,7 @@ def test_pull_does_not_keep_a_login_page(store: Store) -> None:
 def test_pull_refuses_another_network_than_the_manifest_says(store: Store, changes: dict[str, Any], words: str) -> None:
     with running(author_file()) as site:
         entry = author_entry(site.data, f"{site.url}/a.pt", **changes)
-        result = tasks.pull(tasks.PullRequest(["toy"]), shelf=shelf_of(store, entry), policy=PATIENCE)
+        result = pulling.pull(pulling.PullRequest(["toy"]), shelf=shelf_of(store, entry), policy=PATIENCE)
     assert words in str(result.failed[0][1])
     assert store.state(entry) == "missing"
 
@@ -118,14 +120,14 @@ def test_a_copy_made_by_hand_is_taken_without_the_network(store: Store, kind: st
     data = author_file() if kind == "author-pt" else DATA
     entry = entry_for(data, "https://example.org/x", format=kind, variant=None)
     shelf = shelf_of(store, entry)
-    request = tasks.PullRequest(["toy"], offline=True)
-    missing = tasks.pull(request, shelf=shelf).failed[0][1]
+    request = pulling.PullRequest(["toy"], offline=True)
+    missing = pulling.pull(request, shelf=shelf).failed[0][1]
     path = Path(re.search(r"copy it to (\S+) and run", str(missing))[1])  # type: ignore[index]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data[:-1] + b"!")
-    assert "expected sha256" in str(tasks.pull(request, shelf=shelf).failed[0][1])
+    assert "expected sha256" in str(pulling.pull(request, shelf=shelf).failed[0][1])
     path.write_bytes(data)
-    assert tasks.pull(request, shelf=shelf).failed == []
+    assert pulling.pull(request, shelf=shelf).failed == []
     assert store.verified_path(entry).is_file()
 
 
@@ -136,7 +138,7 @@ def test_pull_all_goes_on_after_a_failure_and_leaves_out_unpinned(site: Site, st
         entry_for(site.data, f"{site.url}/c", id="c", pin=""),
     ]
     site.plan = [status(404)]
-    result = tasks.pull(tasks.PullRequest(everything=True), shelf=shelf_of(store, *entries), policy=PATIENCE)
+    result = pulling.pull(pulling.PullRequest(everything=True), shelf=shelf_of(store, *entries), policy=PATIENCE)
     assert [entry.id for entry, _ in result.failed] == ["a"]
     assert [done.entry.id for done in result.pulled] == ["b"]
     assert [entry.id for entry in result.skipped] == ["c"]
@@ -148,7 +150,7 @@ def test_pull_all_goes_on_after_a_failure_and_leaves_out_unpinned(site: Site, st
 )
 def test_pull_refuses_what_it_cannot_mean(store: Store, names: list[str], everything: bool, words: str) -> None:
     with pytest.raises(ArgumentsError, match=words):
-        tasks.pull(tasks.PullRequest(names, everything), shelf=shelf_of(store, entry_for(DATA, "https://a.org/x")))
+        pulling.pull(pulling.PullRequest(names, everything), shelf=shelf_of(store, entry_for(DATA, "https://a.org/x")))
 
 
 # -- import ------------------------------------------------------------------------------------------------
@@ -197,6 +199,55 @@ def test_import_writes_once_unless_told(tmp_path: Path) -> None:
         imported(tmp_path, Rdst(CONFIG).state_dict())
     with pytest.raises(ArgumentsError, match=r"\.safetensors"):
         tasks.import_weights(tasks.ImportRequest(tmp_path / "a.pt", tmp_path / "out.bin"))
+
+
+def own_file(folder: Path, *, half: bool = False) -> Path:
+    """A checkpoint as `medsr finetune` writes it: it declares a rounding that no tensor tells, and says what it is."""
+    from medsr_cli.networks.miassr import Miassr, MiassrConfig
+
+    torch.manual_seed(6)
+    network = Miassr(MiassrConfig(n_feats=4, n_blocks=1, hidden=8, rounding="exact"))
+    told = {"id": "ours-any", "licence_of_weights": "CC0", "trained_on": "3 subjects", "scale_range": "[1.0, 2.0]"}
+    (folder / "ours.safetensors").write_bytes(checkpoint.save_network(network, told, half=half))
+    return folder / "ours.safetensors"
+
+
+@pytest.mark.parametrize("method", ["miassr", None])
+@pytest.mark.parametrize("half", [False, True])
+def test_import_keeps_a_checkpoint_of_our_own_as_it_is(tmp_path: Path, method: str | None, half: bool) -> None:
+    ours = own_file(tmp_path, half=half)
+    done = tasks.import_weights(tasks.ImportRequest(ours, tmp_path / "again.safetensors", method))
+    assert load_network(done.path).config.rounding == done.config["rounding"] == "exact"
+    assert read_header(done.path).metadata == read_header(ours).metadata
+    # Its card states its sha256, and must stay the card of it.
+    assert done.path.read_bytes() == ours.read_bytes()
+    assert done.sha256 == done.source_sha256 == hashlib.sha256(ours.read_bytes()).hexdigest()
+    assert done.untold == ()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_import_changes_only_what_it_is_told_to_in_a_checkpoint_of_our_own(tmp_path: Path, half: bool) -> None:
+    ours = own_file(tmp_path, half=half)
+    request = tasks.ImportRequest(ours, tmp_path / "again.safetensors", settings={"rounding": "reference"})
+    done = tasks.import_weights(request)
+    network, before = load_network(done.path), load_network(ours)
+    assert network.config.rounding == "reference"
+    assert all(torch.equal(value, before.state_dict()[key]) for key, value in network.state_dict().items())
+    header, old = read_header(done.path), read_header(ours)
+    assert header.tensors == old.tensors
+    assert {k: v for k, v in header.metadata.items() if k != "medsr.config"} == {
+        k: v for k, v in old.metadata.items() if k != "medsr.config"
+    }
+
+
+def test_import_refuses_a_checkpoint_of_our_own_that_is_another_or_broken(tmp_path: Path) -> None:
+    ours = own_file(tmp_path)
+    with pytest.raises(WeightsError, match="is not rdst: it declares that it is of miassr"):
+        tasks.import_weights(tasks.ImportRequest(ours, tmp_path / "again.safetensors", "rdst"))
+    ours.write_bytes(ours.read_bytes().replace(b"exact", b"loose"))
+    with pytest.raises(WeightsError, match="loose"):
+        tasks.import_weights(tasks.ImportRequest(ours, tmp_path / "again.safetensors"))
+    assert not (tmp_path / "again.safetensors").exists()
 
 
 def m2trans_file(config: M2TransConfig | None = None) -> tuple[M2Trans, bytes]:
@@ -250,7 +301,7 @@ def test_pull_takes_m2trans_by_its_git_blob_id_alone(store: Store, scale: int) -
         entry = author_entry(data, f"{site.url}/raw/model_x4.pt", **facts)
         assert entry.bytes is None
         shelf = shelf_of(store, entry)
-        result = tasks.pull(tasks.PullRequest(["toy"]), shelf=shelf, policy=PATIENCE)
+        result = pulling.pull(pulling.PullRequest(["toy"]), shelf=shelf, policy=PATIENCE)
     if scale == 2:
         assert "scale 4" in str(result.failed[0][1])
         assert store.state(entry) == "missing"
@@ -273,10 +324,41 @@ def test_pull_converts_a_loss_network_without_its_classifier(store: Store) -> No
     with running(buffer.getvalue()) as site:
         facts = {"method": "vgg19", "scales": [], "channels": 3, "modality": "any", "degradation": "none"}
         entry = author_entry(site.data, f"{site.url}/vgg19-dcbb9e9d.pth", **facts)
-        result = tasks.pull(tasks.PullRequest(["toy"]), shelf=shelf_of(store, entry), policy=PATIENCE)
+        result = pulling.pull(pulling.PullRequest(["toy"]), shelf=shelf_of(store, entry), policy=PATIENCE)
     assert result.failed == []
     found = load_network(store.verified_path(entry)).state_dict()
     assert found.keys() == network.state_dict().keys()
+
+
+TINY_MEDCLIP = {"width": 4, "depths": "2,2,1", "heads": "1,2,4", "window": 2, "vocabulary": 30, "positions": 20,
+                "text_width": 8, "text_layers": 2, "text_heads": 1, "text_hidden": 12, "out": 6}  # fmt: skip
+
+
+@pytest.mark.parametrize("pin", ["sha256", ""])
+def test_pull_takes_the_checkpoint_out_of_its_authors_zip(store: Store, tmp_path: Path, pin: str) -> None:
+    from medsr_cli.networks.medclip import MedClip, MedClipConfig
+
+    torch.manual_seed(5)
+    network = MedClip(MedClipConfig(**TINY_MEDCLIP))
+    state = {**network.state_dict(), "logit_scale": torch.tensor(2.6)}
+    state["text_model.model.pooler.dense.weight"] = torch.ones(8, 8)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with zipfile.ZipFile(tmp_path / "published.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tmp_path / "pytorch_model.bin", "medclip-vit-pretrained/pytorch_model.bin")
+        archive.writestr("medclip-vit-pretrained/config.json", "{}")
+        archive.writestr("__MACOSX/._pytorch_model.bin", "shadow")
+    with running((tmp_path / "published.zip").read_bytes()) as site:
+        facts = {"method": "medclip", "scales": [], "channels": 3, "modality": "any", "degradation": "none"}
+        entry = author_entry(site.data, f"{site.url}/medclip.zip", pin=pin, **facts)
+        request = pulling.PullRequest(["toy"], allow_unpinned=not pin)
+        result = pulling.pull(request, shelf=shelf_of(store, entry), policy=PATIENCE)
+    assert result.failed == []
+    found = load_network(store.verified_path(entry, allow_unpinned=not pin))
+    assert found.config == network.config
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in found.state_dict().items())
+    # The same archive as a file of one's own.
+    done = tasks.import_weights(tasks.ImportRequest(tmp_path / "published.zip", tmp_path / "out.safetensors"))
+    assert (done.method, load_network(done.path).config) == ("medclip", network.config)
 
 
 BY_HAND = {"sources": [], "by_hand": "https://example.org/share (extraction code X1)"}
@@ -288,19 +370,19 @@ def test_what_a_person_has_to_fetch(store: Store) -> None:
     other = entry_for(DATA, "https://example.org/x", id="other", pin="")
     shelf = shelf_of(store, entry, other)
     assert [row.words for row in tasks.list_weights(shelf)] == ["missing, by hand", "missing, unpinned"]
-    for request in (tasks.PullRequest(["toy"]), tasks.PullRequest(["toy"], allow_unpinned=True, offline=True)):
-        error = tasks.pull(request, shelf=shelf).failed[0][1]
+    for request in (pulling.PullRequest(["toy"]), pulling.PullRequest(["toy"], allow_unpinned=True, offline=True)):
+        error = pulling.pull(request, shelf=shelf).failed[0][1]
         assert error.exit_code == 5
         assert "https://example.org/share (extraction code X1)" in str(error)
         assert "medsr weights import FILE -m rdst -o OUT.safetensors" in str(error)
-    result = tasks.pull(tasks.PullRequest(everything=True), shelf=shelf)
+    result = pulling.pull(pulling.PullRequest(everything=True), shelf=shelf)
     assert [found.id for found in result.by_hand] == ["toy"]
     assert [found.id for found in result.skipped] == ["other"]
     # Put where pull looks for copies made by hand, it is converted like any other.
     path = store.source_path(entry)
     path.parent.mkdir(parents=True)
     path.write_bytes(data)
-    assert tasks.pull(tasks.PullRequest(["toy"], allow_unpinned=True), shelf=shelf).failed == []
+    assert pulling.pull(pulling.PullRequest(["toy"], allow_unpinned=True), shelf=shelf).failed == []
     assert [row.words for row in tasks.list_weights(shelf)] == ["present, by hand", "missing, unpinned"]
     assert load_network(store.verified_path(entry, allow_unpinned=True)).config == CONFIG
 
@@ -311,7 +393,7 @@ def test_a_bundle_carries_ranges_and_what_was_fetched_by_hand(tmp_path: Path, st
     path.parent.mkdir(parents=True)
     path.write_bytes(author_file())
     shelf = shelf_of(store, entry)
-    assert tasks.pull(tasks.PullRequest(["toy"], allow_unpinned=True), shelf=shelf).failed == []
+    assert pulling.pull(pulling.PullRequest(["toy"], allow_unpinned=True), shelf=shelf).failed == []
     tasks.export_bundle(tasks.ExportRequest(tmp_path / "out.zip"), shelf)
     target = Store(tmp_path / "elsewhere", tmp_path / "none")
     assert [item.written for item in tasks.import_bundle(tmp_path / "out.zip", shelf_of(target))] == [True]
@@ -330,8 +412,8 @@ def packed(site: Site, store: Store) -> Callable[[Path], list[Entry]]:
         second = author_entry(other.data, f"{other.url}/b", id="second")
         loose = author_entry(other.data, f"{other.url}/c", id="loose", pin="")
         shelf = shelf_of(store, first, second, loose)
-        assert not tasks.pull(
-            tasks.PullRequest(everything=True, allow_unpinned=True), shelf=shelf, policy=PATIENCE
+        assert not pulling.pull(
+            pulling.PullRequest(everything=True, allow_unpinned=True), shelf=shelf, policy=PATIENCE
         ).failed
 
     def pack(path: Path) -> list[Entry]:
