@@ -34,12 +34,12 @@ def compare(
         bool, typer.Option("--resample", help="Bring B onto A's grid by their positions, where the grids differ.")
     ] = False,
     degradation: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--degradation",
-            help="How the finer image is shrunken: cubic, cubic-blur, bicubic-antialiased, band-limited.",
+            help="How the finer image is shrunken: cubic, cubic-blur, bicubic-antialiased, band-limited [cubic].",
         ),
-    ] = "cubic",
+    ] = None,
     axis: options.Axis = "auto",
     series: Annotated[str | None, typer.Option("--series", help="SeriesInstanceUID of A, of several.")] = None,
     other_series: Annotated[str | None, typer.Option("--other-series", help="SeriesInstanceUID of B.")] = None,
@@ -76,8 +76,9 @@ def compare(
     said; other grids are refused unless --resample. With --reference, patches of A whose coarse structure is not that
     of B are listed with slice and position: there A may have invented, moved or lost something.
     """
-    from medsr_cli.tasks.compare import FLAGGED_LIMIT, CompareRequest, output_files, write_outputs
+    from medsr_cli.tasks.compare import FLAGGED_LIMIT, CompareRequest
     from medsr_cli.tasks.compare import compare as run
+    from medsr_cli.tasks.compare_outputs import output_files, write_outputs
 
     if strict and not reference:
         msg = "--strict is about patches that differ from a reference."
@@ -85,7 +86,6 @@ def compare(
     if limit is not None and not strict:
         msg = "--limit is what --strict goes by."
         raise ArgumentsError(msg, "Add --strict.")
-    files = output_files(output, report, page, overwrite=overwrite)
     request = CompareRequest(
         first,
         second,
@@ -100,6 +100,7 @@ def compare(
         overwrite=overwrite,
         command=shlex.join(["medsr", *sys.argv[1:]]),
     )
+    files = output_files(request, output, report, page)
     with Terminal(quiet=quiet, bar=not no_progress) as terminal:
         terminal.item(first.name, 1, 1)
         found = run(request, terminal)
@@ -107,6 +108,9 @@ def compare(
     _show(found, as_json=as_json)
     allowed = FLAGGED_LIMIT if limit is None else limit
     share = found.flagged_share
+    if strict and share is None:
+        msg = "No patch could be checked against the reference."
+        raise QualityGateFailed(msg, "Compare slices of at least 16 pixels that show something.")
     if strict and share is not None and share > allowed:
         msg = f"{share:.2%} of the patches are flagged, more than the {allowed:.2%} allowed."
         raise QualityGateFailed(msg, "See the listed places; --limit sets another share.")
@@ -119,6 +123,8 @@ def _show(found: Comparison, *, as_json: bool) -> None:
     for name, value in found.figures().items():
         if value is not None:
             print(f"{name}\t{value:.6g}")
+    if found.sums.in_one_alone:
+        print(f"numbers in one image alone\t{found.sums.in_one_alone}")
     for one in found.headers:
         note = " (expected)" if one.expected else ""
         print(f"header {one.field}{note}\t{one.before}\t{one.after}")
@@ -126,5 +132,4 @@ def _show(found: Comparison, *, as_json: bool) -> None:
         print(f"flagged patches\t{found.sums.flagged} of {found.sums.patches}")
         for box in sorted(found.flagged, key=lambda box: (box.crossing, box.slice))[:MOST_LINES]:
             place = "" if box.centre_mm is None else " at " + " ".join(f"{v:.1f}" for v in box.centre_mm) + " mm"
-            what = "added" if box.added else "missing"
-            print(f"flagged\tslice {box.slice}, row {box.row}, column {box.column}{place}\t{what}")
+            print(f"flagged\t{box.place}{place}\t{box.what}")

@@ -154,7 +154,7 @@ def evaluate(
 
     refuse_backend(backend)
     refuse_unknown_terms(without or [])
-    files = output_files(output, report, table, page, overwrite=overwrite)
+    files = output_files(output, report, table, page, data=folder, overwrite=overwrite)
     request = EvaluateRequest(
         choice=Choice(
             folder,

@@ -23,6 +23,10 @@ from medsr_cli.errors import ArgumentsError, RunError
 
 Verify = Callable[[Path], None]
 
+UPSCALE_REMEDY = "Give --overwrite to replace it, --skip-existing to keep it, or another -o."
+ANY_REMEDY = "Give --overwrite to replace it, or another name."
+"""For commands without --skip-existing, and where the writer does not know whose result it is."""
+
 _TEMPORARY = re.compile(r"^\.medsr-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{12}\.(part|lock)$")
 
 
@@ -49,7 +53,7 @@ def atomic_file(target: Path, *, overwrite: bool = False, verify: Verify | None 
 @contextlib.contextmanager
 def atomic_path(target: Path, *, overwrite: bool = False, verify: Verify | None = None) -> Iterator[Path]:
     """Like `atomic_file`, for writers that want a path (an empty file stands there already)."""
-    refuse_existing(target, overwrite)
+    refuse_existing(target, overwrite, ANY_REMEDY)
     _make_folder(target)
     sweep_stale(target.parent)
     temporary = temporary_beside(target)
@@ -61,7 +65,7 @@ def atomic_path(target: Path, *, overwrite: bool = False, verify: Verify | None 
                 _fsync_path(temporary)
                 if verify is not None:
                     verify(temporary)
-                refuse_existing(target, overwrite)
+                refuse_existing(target, overwrite, ANY_REMEDY)
                 os.replace(temporary, target)
             finally:
                 lock.close()
@@ -74,7 +78,7 @@ def atomic_path(target: Path, *, overwrite: bool = False, verify: Verify | None 
 @contextlib.contextmanager
 def atomic_folder(target: Path, *, overwrite: bool = False, verify: Verify | None = None) -> Iterator[Path]:
     """Yield an empty folder that becomes `target`, whole, when the block ends without an error."""
-    refuse_existing(target, overwrite)
+    refuse_existing(target, overwrite, ANY_REMEDY)
     _make_folder(target)
     sweep_stale(target.parent)
     temporary = temporary_beside(target)
@@ -90,7 +94,7 @@ def atomic_folder(target: Path, *, overwrite: bool = False, verify: Verify | Non
                 _fsync_folder(temporary)
                 if verify is not None:
                     verify(temporary)
-                refuse_existing(target, overwrite)
+                refuse_existing(target, overwrite, ANY_REMEDY)
                 _swap_folder(temporary, target)
             finally:
                 lock.close()
@@ -214,8 +218,13 @@ def _make_folder(target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
 
 
-def refuse_existing(target: Path, overwrite: bool) -> None:
+def refuse_existing(target: Path, overwrite: bool, remedy: str = UPSCALE_REMEDY) -> None:
     """Tell before the work that its result could not be written.
+
+    Args:
+        target: the final name.
+        overwrite: whether it may be replaced.
+        remedy: what to do about it, in terms of the options that the command has.
 
     Raises:
         ArgumentsError: the target exists and may not be replaced.
@@ -225,7 +234,7 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
         exists = target.exists() or target.is_symlink()
     if exists and not overwrite:
         msg = f"{target} exists."
-        raise ArgumentsError(msg, "Give --overwrite to replace it, --skip-existing to keep it, or another -o.")
+        raise ArgumentsError(msg, remedy)
 
 
 def _swap_folder(temporary: Path, target: Path) -> None:

@@ -18,12 +18,12 @@ from medsr_cli.evaluation.fsim import SMALLEST_SIDE as FSIM_SIDE
 from medsr_cli.evaluation.fsim import fsim
 from medsr_cli.evaluation.gmsd import gmsd
 from medsr_cli.evaluation.metrics import IDENTICAL_DB, SSIM_WINDOW, psnr, ssim
-from medsr_cli.evaluation.results import json_text, plain
-from medsr_cli.evaluation.sfrc import SMALLEST_PATCH, Correlations, cut_for, sfrc
-from medsr_cli.formats.atomic import atomic_file, refuse_existing
+from medsr_cli.evaluation.results import plain
+from medsr_cli.evaluation.sfrc import SMALLEST_PATCH, cut_for
 from medsr_cli.formats.contract import Derivation, Reader, ReadOptions, Writer
 from medsr_cli.provenance.record import NOTICE, sha256_of, software
 from medsr_cli.tasks.compare_grids import (
+    Holes,
     MapSource,
     Relation,
     Seen,
@@ -35,6 +35,8 @@ from medsr_cli.tasks.compare_grids import (
     slices_on_one_grid,
 )
 from medsr_cli.tasks.compare_headers import Difference, header_differences, patient_remark
+from medsr_cli.tasks.compare_structure import Flagged, Structure, structure_of
+from medsr_cli.tasks.evaluation_outputs import refuse_outputs
 from medsr_cli.tasks.progress import Progress, Silent
 from medsr_cli.tasks.report import geometry
 from medsr_cli.volume.degradation import DEGRADATIONS
@@ -47,9 +49,9 @@ JOINT_BINS = 100
 """Of mutual information, along each image."""
 MOST_BOXES = 500
 """Flagged patches that are listed, the lowest crossing first; all are counted."""
-REPORT, PAGE = "comparison.json", "comparison.html"
-"""Names in a folder of results."""
 SHOWN_SLICES = 3
+MOST_NAMED = 10
+"""Slices that a warning names."""
 FLAGGED_LIMIT = 0.01
 """Share of flagged patches above which `--strict` fails."""
 
@@ -65,8 +67,8 @@ class CompareRequest:
     scale: float | None = None
     """Enlargement that made the first image; structures that its input had should agree with the reference."""
     resample: bool = False
-    degradation: str = "cubic"
-    """How the finer image is shrunken where one is finer by a whole factor."""
+    degradation: str | None = None
+    """How the finer image is shrunken where one is finer by a whole factor; None for `cubic`."""
     axis: str = "auto"
     series: tuple[str | None, str | None] = (None, None)
     flagged_map: Path | None = None
@@ -74,10 +76,19 @@ class CompareRequest:
     overwrite: bool = False
     command: str = ""
 
+    @property
+    def kernel(self) -> str:
+        """Name of the degradation that shrinks."""
+        return self.degradation or "cubic"
+
 
 @dataclass(frozen=True)
 class SliceFigures:
-    """One slice of A against the same of B; PSNR and SSIM take B's range as the peak."""
+    """One slice of A against the same of B; PSNR and SSIM take B's range as the peak.
+
+    Pixels that are no number in either image are left out of PSNR and differences; the metrics of windows see the
+    least value of their slice there. A figure of a slice without any other pixel is not a number.
+    """
 
     slice: int
     """Counted from 1."""
@@ -90,23 +101,10 @@ class SliceFigures:
     largest: float
     flagged_share: float | None = None
     """Of the slice's patches; None without a reference."""
-
-
-@dataclass(frozen=True)
-class Flagged:
-    """A patch whose coarse structure is not that of the reference."""
-
-    slice: int
-    """Counted from 1."""
-    row: int
-    column: int
-    side: int
-    crossing: float
-    """Cycles per pixel from which on the structures differ."""
-    added: bool
-    """Whether A has more there than the reference: perhaps invented; else perhaps lost."""
-    centre_mm: list[float] | None
-    """RAS+."""
+    left_out: int = 0
+    """Pixels that are no number in A or B."""
+    in_one_alone: int = 0
+    """Of these, those that are a number in the other image: a difference that has no size."""
 
 
 @dataclass
@@ -120,6 +118,7 @@ class Sums:
     largest: float = 0.0
     patches: int = 0
     flagged: int = 0
+    in_one_alone: int = 0
     joint: NDArray[np.int64] = field(default_factory=lambda: np.zeros((JOINT_BINS, JOINT_BINS), np.int64))
 
 
@@ -163,22 +162,24 @@ class Comparison:
     def figures(self) -> dict[str, float | None]:
         """Of the whole volumes: sums over all voxels, and means over slices."""
         sums, peak = self.sums, self.seen[1].width
-        mean_squared = sums.squared / sums.pixels
+        pixels = sums.pixels or math.nan
+        mean_squared = sums.squared / pixels
         by_slice = {
             name: float(np.mean(known)) if (known := self._known(name)) else None for name in ("ssim", "fsim", "gmsd")
         }
-        return {
-            "psnr_db": IDENTICAL_DB
-            if mean_squared == 0
-            else min(10 * math.log10(peak**2 / mean_squared), IDENTICAL_DB),
-            "psnr_db_mean_of_slices": float(np.mean([one.psnr_db for one in self.slices])),
+        psnr_db = IDENTICAL_DB if mean_squared == 0 else min(10 * math.log10(peak**2 / mean_squared), IDENTICAL_DB)
+        known = self._known("psnr_db")
+        found = {
+            "psnr_db": psnr_db,
+            "psnr_db_mean_of_slices": float(np.mean(known)) if known else None,
             **by_slice,
             "nmi": normalised_mutual_information(sums.joint),
-            "mean_absolute": sums.absolute / sums.pixels,
-            "mean_difference": sums.signed / sums.pixels,
-            "largest": sums.largest,
+            "mean_absolute": sums.absolute / pixels,
+            "mean_difference": sums.signed / pixels,
+            "largest": sums.largest if sums.pixels else None,
             "flagged_share": self.flagged_share,
         }
+        return {name: None if value is None or math.isnan(value) else value for name, value in found.items()}
 
     def _known(self, name: str) -> list[float]:
         return [value for one in self.slices if math.isfinite(value := getattr(one, name))]
@@ -198,10 +199,16 @@ class Comparison:
             "grid": {
                 "how": self.relation.how,
                 "factors": list(self.relation.factors),
-                "degradation": self.request.degradation if "shrunken" in self.relation.how else None,
+                "degradation": self.request.kernel if "shrunken" in self.relation.how else None,
                 "sentence": self.relation.sentence(first.name, second.name),
             },
             "peak": "range of B, in units of the files",
+            "not_numbers": {
+                "a": self.seen[0].not_numbers,
+                "b": self.seen[1].not_numbers,
+                "in_one_alone": self.sums.in_one_alone,
+                "in_figures": "left out; the windows of SSIM, FSIM and GMSD see the least value of the slice there",
+            },
             "figures": self.figures(),
             "slices": [vars(one) for one in self.slices],
             "structure": None
@@ -228,12 +235,15 @@ def compare(request: CompareRequest, progress: Progress | None = None) -> Compar
     """Hold image A against image B, slice by slice.
 
     Raises:
-        ArgumentsError: options that cannot be, or a map that exists.
+        ArgumentsError: options that cannot be or have no use, or a map that exists or would replace an input.
         InputRefused: one cannot be read, is constant, or their grids differ.
     """
     _refuse_contradictions(request)
     first, second = _open(request)
     relation = relation_of(first, second, resample=request.resample)
+    if request.degradation is not None and "shrunken" not in relation.how:
+        msg = "--degradation shrinks the finer of two images; here neither is shrunken."
+        raise ArgumentsError(msg, "Leave it out.")
     seen = seen_of(first), seen_of(second)
     grid = grid_of(first, second, relation)
     found = Comparison(request, relation, grid, (first.volume, second.volume), seen)
@@ -247,9 +257,33 @@ def compare(request: CompareRequest, progress: Progress | None = None) -> Compar
     with ExitStack() as stack:
         writers = _map_writers(stack, request, first if grid is first.volume else second, grid)
         _walk(found, first, second, writers, progress)
+    found.warnings += _remarks(found)
     for warning in found.warnings:
         progress.warn(warning)
     return found
+
+
+def _remarks(found: Comparison) -> list[str]:
+    """What the walk through the slices brought up that figures do not tell."""
+    request, sums = found.request, found.sums
+    remarks = [
+        f"{path.name} has {seen.not_numbers} pixels that are no numbers; the figures are of the others."
+        for path, seen in zip((request.first, request.second), found.seen, strict=True)
+        if seen.not_numbers
+    ]
+    if sums.in_one_alone:
+        slices = [str(one.slice) for one in found.slices if one.in_one_alone]
+        more = f" and {len(slices) - MOST_NAMED} more" if len(slices) > MOST_NAMED else ""
+        remarks.append(
+            f"The images differ in {sums.in_one_alone} pixels that are numbers in one of them alone, "
+            f"in slices {', '.join(slices[:MOST_NAMED])}{more}."
+        )
+    if request.reference and not sums.patches:
+        remarks.append(
+            f"No patch could be checked against the reference: slices are shorter than {SMALLEST_PATCH} pixels, "
+            "or the same everywhere in both images."
+        )
+    return remarks
 
 
 def _refuse_contradictions(request: CompareRequest) -> None:
@@ -259,13 +293,17 @@ def _refuse_contradictions(request: CompareRequest) -> None:
     if request.scale is not None and not request.scale > 1:
         msg = f"--scale {request.scale:g} does not enlarge."
         raise ArgumentsError(msg, "Give the enlargement that made the first image, such as 4.")
-    if request.degradation not in DEGRADATIONS:
+    if request.scale is not None and not request.reference:
+        msg = "--scale says which structures should agree with a reference."
+        raise ArgumentsError(msg, "Add --reference if the second image is one, or leave it out.")
+    if request.kernel not in DEGRADATIONS:
         msg = f"There is no degradation called {request.degradation!r}."
         raise ArgumentsError(msg, f"Give one of {', '.join(DEGRADATIONS)}.")
-    for path in (request.flagged_map, request.difference_map):
+    maps = {"--map": request.flagged_map, "--difference": request.difference_map}
+    refuse_outputs({}, (request.first, request.second), maps=maps, overwrite=request.overwrite)
+    for path in maps.values():
         if path is None:
             continue
-        refuse_existing(path, request.overwrite)
         entry = formats.format_of_name(path)
         if entry is None or entry.name != "nifti":
             msg = f"The map {path.name} is to be NIfTI."
@@ -299,19 +337,20 @@ def _walk(found: Comparison, first: Reader, second: Reader, writers: dict[str, W
     request, grid = found.request, found.grid
     shown = {int(n) for n in np.linspace(0, grid.slices - 1, SHOWN_SLICES + 2).round()[1:-1]}
     worst, worst_slice = -1.0, None
-    pairs = slices_on_one_grid(first, second, found.relation, DEGRADATIONS[request.degradation])
-    for number, (one, other) in enumerate(pairs):
-        difference = one - other
-        structure = _structure(one, other, found) if request.reference else None
-        found.slices.append(_figures(number, one, other, found.seen[1], structure))
-        _add(found, one, other, difference)
-        heat = None if structure is None else structure.heat(one.shape[-2:])
+    width, scale = found.seen[1].width, request.scale
+    pairs = slices_on_one_grid(first, second, found.relation, DEGRADATIONS[request.kernel])
+    for number, (one, other, holes) in enumerate(pairs):
+        structure = structure_of(one, other, holes, width, scale) if request.reference else None
+        found.slices.append(_figures(number, one, other, holes, found.seen[1], structure))
+        _add(found, one, other, holes)
+        heat = None if structure is None else structure.correlations.heat(one.shape[-2:])
         if structure is not None:
             _add_flagged(found, structure, number)
         if "flagged" in writers:
             writers["flagged"].write((np.zeros(one.shape[-2:]) if heat is None else heat)[None].astype(np.float32))
         if "difference" in writers:
-            writers["difference"].write(difference.mean(axis=0, keepdims=True).astype(np.float32))
+            difference = np.where(holes.either, math.nan, (one - other).mean(axis=0))
+            writers["difference"].write(difference[None].astype(np.float32))
         picture = ShownSlice(number + 1, one, other, heat)
         if number in shown:
             found.shown.append(picture)
@@ -321,42 +360,44 @@ def _walk(found: Comparison, first: Reader, second: Reader, writers: dict[str, W
     found.shown += [worst_slice] if worst_slice is not None else []
 
 
-def _structure(one: Unit, other: Unit, found: Comparison) -> Correlations | None:
-    if min(one.shape[-2:]) < SMALLEST_PATCH or np.ptp(other) == 0:
-        return None  # nothing there to agree or disagree with
-    return sfrc(one, other, cut=cut_for(found.request.scale))
-
-
-def _figures(number: int, one: Unit, other: Unit, seen: Seen, structure: Correlations | None) -> SliceFigures:
+def _figures(
+    number: int, one: Unit, other: Unit, holes: Holes, seen: Seen, structure: Structure | None
+) -> SliceFigures:
     a, b = ((image - seen.low) / seen.width for image in (one, other))
-    difference = np.abs(one - other)
-    large_enough = min(one.shape[-2:]) >= max(SSIM_WINDOW, FSIM_SIDE)
+    known = ~holes.either
+    difference = np.abs(one - other)[:, known]
+    large_enough = min(one.shape[-2:]) >= max(SSIM_WINDOW, FSIM_SIDE) and difference.size > 0
     colours = a if len(a) in (1, 3) else a.mean(axis=0, keepdims=True)
     theirs = b if len(b) in (1, 3) else b.mean(axis=0, keepdims=True)
     return SliceFigures(
         slice=number + 1,
-        psnr_db=psnr(a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])),
+        psnr_db=psnr(a[:, known], b[:, known]) if difference.size else math.nan,
         ssim=float(np.mean([ssim(x, y) for x, y in zip(a, b, strict=True)])) if large_enough else math.nan,
         fsim=fsim(np.clip(colours, 0, 1), np.clip(theirs, 0, 1)) if large_enough else math.nan,
         gmsd=gmsd(np.clip(colours, 0, 1), np.clip(theirs, 0, 1)) if large_enough else math.nan,
-        mean_absolute=float(difference.mean()),
-        largest=float(difference.max()),
-        flagged_share=None if structure is None else structure.share,
+        mean_absolute=float(difference.mean()) if difference.size else math.nan,
+        largest=float(difference.max()) if difference.size else math.nan,
+        flagged_share=None if structure is None else structure.correlations.share,
+        left_out=int(holes.either.sum()),
+        in_one_alone=int(holes.alone.sum()),
     )
 
 
-def _add(found: Comparison, one: Unit, other: Unit, difference: Unit) -> None:
+def _add(found: Comparison, one: Unit, other: Unit, holes: Holes) -> None:
     sums = found.sums
+    sums.in_one_alone += int(holes.alone.sum())
+    for counted, image, odd in zip(found.histograms, (one, other), (holes.first, holes.second), strict=True):
+        values = np.clip(image[:, ~odd], found.edges[0], found.edges[-1])
+        np.add(counted, np.histogram(values, bins=found.edges)[0], out=counted)
+    one, other = (image[:, ~holes.either] for image in (one, other))
+    difference = one - other
     sums.pixels += difference.size
     sums.absolute += float(np.abs(difference).sum())
     sums.squared += float(np.square(difference).sum())
     sums.signed += float(difference.sum())
-    sums.largest = max(sums.largest, float(np.abs(difference).max()))
+    sums.largest = max(sums.largest, float(np.abs(difference).max(initial=0.0)))
     rows, columns = (_bins(image, seen) for image, seen in zip((one, other), found.seen, strict=True))
     sums.joint += np.bincount(rows * JOINT_BINS + columns, minlength=JOINT_BINS**2).reshape(JOINT_BINS, JOINT_BINS)
-    for counted, image in zip(found.histograms, (one, other), strict=True):
-        seen = np.clip(image, found.edges[0], found.edges[-1])
-        np.add(counted, np.histogram(seen, bins=found.edges)[0], out=counted)
 
 
 def _bins(image: Unit, seen: Seen) -> NDArray[np.int64]:
@@ -365,14 +406,14 @@ def _bins(image: Unit, seen: Seen) -> NDArray[np.int64]:
     return np.clip((share * JOINT_BINS).astype(np.int64), 0, JOINT_BINS - 1)
 
 
-def _add_flagged(found: Comparison, structure: Correlations, number: int) -> None:
-    found.sums.patches += structure.flagged.size
-    found.sums.flagged += int(structure.flagged.sum())
-    for box in structure.boxes:
+def _add_flagged(found: Comparison, structure: Structure, number: int) -> None:
+    found.sums.patches += structure.correlations.flagged.size
+    found.sums.flagged += int(structure.correlations.flagged.sum())
+    for box, why in structure.boxes:
         middle = (box.side - 1) / 2
         centre = position_mm(found.grid, box.row + middle, box.column + middle, number)
         found.flagged.append(
-            Flagged(number + 1, box.row, box.column, box.side, round(box.crossing, 4), box.added, centre)
+            Flagged(number + 1, box.row, box.column, box.side, round(box.crossing, 4), box.added, centre, why)
         )
     if len(found.flagged) > 4 * MOST_BOXES:
         found.flagged = sorted(found.flagged, key=lambda box: box.crossing)[:MOST_BOXES]
@@ -380,6 +421,8 @@ def _add_flagged(found: Comparison, structure: Correlations, number: int) -> Non
 
 def normalised_mutual_information(joint: NDArray[np.int64]) -> float | None:
     """(H(A) + H(B)) / H(A, B) of a joint histogram: 1 for independent images, 2 for equal ones (Studholme 1999)."""
+    if not joint.any():
+        return None
     share = joint / joint.sum()
     both = _entropy(share.ravel())
     return None if both == 0 else (_entropy(share.sum(axis=0)) + _entropy(share.sum(axis=1))) / both
@@ -388,40 +431,3 @@ def normalised_mutual_information(joint: NDArray[np.int64]) -> float | None:
 def _entropy(share: NDArray[np.float64]) -> float:
     known = share[share > 0]
     return float(-(known * np.log(known)).sum())
-
-
-def output_files(
-    folder: Path | None, report: Path | None, page: Path | None, *, overwrite: bool
-) -> tuple[Path | None, Path | None]:
-    """Where report and page go: as named, else into the folder, else nowhere.
-
-    Raises:
-        ArgumentsError: the folder is a file, or something that must not be replaced is there.
-    """
-    if folder is not None:
-        if folder.is_file():
-            msg = f"-o {folder} is a file."
-            raise ArgumentsError(msg, "Name a folder, or use --report and --html for single files.")
-        report, page = report or folder / REPORT, page or folder / PAGE
-    for path in (report, page):
-        if path is not None:
-            refuse_existing(path, overwrite)
-    return report, page
-
-
-def write_outputs(comparison: Comparison, report: Path | None, page: Path | None, *, overwrite: bool) -> None:
-    """The JSON report and the HTML page, each whole or not at all.
-
-    Raises:
-        ArgumentsError: one exists and may not be replaced.
-        RunError: it cannot be written.
-    """
-    if report is not None:
-        with atomic_file(report, overwrite=overwrite) as file:
-            file.write(json_text(comparison.report()).encode())
-    if page is not None:
-        from medsr_cli.evaluation.page import page_html
-        from medsr_cli.tasks.compare_page import page_of
-
-        with atomic_file(page, overwrite=overwrite) as file:
-            file.write(page_html(page_of(comparison)).encode())

@@ -19,11 +19,13 @@ from medsr_cli.volume.intensity import IntensityRange, usable_values
 from medsr_cli.volume.volume import Volume
 
 Unit = NDArray[np.float64]
-Bins = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 How = Literal["same", "first shrunken", "second shrunken", "second resampled"]
 
 SAME_PLACE_SHARE = 0.05
 """Share of a voxel that corresponding corners of two grids may lie apart."""
+TOUCHED = 1e-6
+"""Share of a resampled pixel above which a voxel that is no number makes it none."""
 LEAST_COVERAGE = 0.5
 """Share of the first image that a resampled second one has to cover."""
 
@@ -132,6 +134,8 @@ class Seen:
 
     low: float
     high: float
+    not_numbers: int = 0
+    """Pixels that are NaN or infinite, on the file's own grid."""
 
     @property
     def width(self) -> float:
@@ -139,13 +143,41 @@ class Seen:
         return self.high - self.low
 
 
-def in_units(reader: Reader) -> Iterator[Unit]:
-    """Slices (colours, rows, columns) in the file's own units; padding and what is no number take the least value."""
+@dataclass(frozen=True)
+class Holes:
+    """Pixels (rows, columns) of one slice that are no numbers in the first and in the second image."""
+
+    first: Mask
+    second: Mask
+
+    @property
+    def alone(self) -> Mask:
+        """Numbers in one image only."""
+        return self.first ^ self.second
+
+    @property
+    def either(self) -> Mask:
+        """Left out of whatever goes by pixels."""
+        return self.first | self.second
+
+
+def no_numbers(colour: Pixels) -> Mask:
+    """(rows, columns) of (colours, rows, columns): where any colour is NaN or infinite."""
+    if colour.dtype.kind != "f":
+        return np.zeros(colour.shape[-2:], np.bool_)
+    return np.asarray(~np.isfinite(colour).all(axis=0), np.bool_)
+
+
+def in_units(reader: Reader) -> Iterator[tuple[Unit, Mask]]:
+    """Slices (colours, rows, columns) in the file's own units, and (rows, columns) of what is no number in them.
+
+    Padding and what is no number take the least value.
+    """
     volume = reader.volume
     slope, intercept = volume.value_scale
     for pixels in reader.slices():
         colour = pixels[: volume.channels - volume.alpha]
-        yield filled(colour, volume.padding).astype(np.float64) * slope + intercept
+        yield filled(colour, volume.padding).astype(np.float64) * slope + intercept, no_numbers(colour)
 
 
 def seen_of(reader: Reader) -> Seen:
@@ -154,38 +186,50 @@ def seen_of(reader: Reader) -> Seen:
     Raises:
         InputRefused: all its values are equal.
     """
-    low, high = np.inf, -np.inf
+    low, high, odd = np.inf, -np.inf, 0
     volume = reader.volume
     slope, intercept = volume.value_scale
     for pixels in reader.slices():
-        usable, _, _ = usable_values(pixels[: volume.channels - volume.alpha], volume.padding)
+        colour = pixels[: volume.channels - volume.alpha]
+        odd += int(no_numbers(colour).sum())
+        usable, _, _ = usable_values(colour, volume.padding)
         if usable.size:
             ends = float(usable.min()) * slope + intercept, float(usable.max()) * slope + intercept
             low, high = min(low, *ends), max(high, *ends)
     if not low < high:
         msg = f"{reader.path.name} has the same value everywhere: there is nothing to compare."
         raise InputRefused(msg)
-    return Seen(low, high)
+    return Seen(low, high, odd)
 
 
 def slices_on_one_grid(
     first: Reader, second: Reader, relation: Relation, degradation: Degradation
-) -> Iterator[tuple[Unit, Unit]]:
-    """Both images slice by slice, (colours, rows, columns) of one size, in their own units."""
-    if relation.how == "second resampled":
-        yield from zip(in_units(first), _resampled(first, second), strict=True)
-        return
-    a, b = first.volume, second.volume
-    for one, other in zip(in_units(first), in_units(second), strict=True):
-        if relation.how == "first shrunken":
-            yield degradation.down(one, (b.rows, b.columns)).astype(np.float64), other
-        elif relation.how == "second shrunken":
-            yield one, degradation.down(other, (a.rows, a.columns)).astype(np.float64)
+) -> Iterator[tuple[Unit, Unit, Holes]]:
+    """Both images slice by slice, (colours, rows, columns) of one size, in their own units, and what is no number.
+
+    A pixel that was shrunken or resampled is no number where any that it covers, or lies between, is none.
+    """
+    how, a, b = relation.how, first.volume, second.volume
+    others = _resampled(first, second) if how == "second resampled" else in_units(second)
+    for (one, odd), (other, other_odd) in zip(in_units(first), others, strict=True):
+        if how == "first shrunken":
+            small = degradation.down(one, (b.rows, b.columns)).astype(np.float64)
+            yield small, other, Holes(_shrunken(odd, b), other_odd)
+        elif how == "second shrunken":
+            small = degradation.down(other, (a.rows, a.columns)).astype(np.float64)
+            yield one, small, Holes(odd, _shrunken(other_odd, a))
         else:
-            yield one, other
+            yield one, other, Holes(odd, other_odd)
 
 
-def _resampled(first: Reader, second: Reader) -> Iterator[Unit]:
+def _shrunken(mask: Mask, to: Volume) -> Mask:
+    """A mask on a grid that is coarser by whole factors: where any of the pixels of a block is set."""
+    rows, columns = mask.shape
+    blocks = mask.reshape(to.rows, rows // to.rows, to.columns, columns // to.columns)
+    return np.asarray(blocks.any(axis=(1, 3)), np.bool_)
+
+
+def _resampled(first: Reader, second: Reader) -> Iterator[tuple[Unit, Mask]]:
     """The second image at the voxel centres of the first, by their positions; outside of it its least value."""
     from medsr_cli.formats.placed_image import View, load, places_of, slice_affine
 
@@ -200,10 +244,21 @@ def _resampled(first: Reader, second: Reader) -> Iterator[Unit]:
     if view.coverage < LEAST_COVERAGE:
         msg = f"{second.path.name} covers {view.coverage:.0%} of {first.path.name}: they show different places."
         raise InputRefused(msg, "Check that they are of one patient and in one frame of reference.")
-    placed = load(b, second.slices(), own)
+    masks: list[Mask] = []
+    placed = load(b, _noting(second, masks), own)
+    # Of an image without holes there is no second one to sample.
+    odd = load(placed_map(b), (mask[None].astype(np.float32) for mask in masks), own) if np.any(masks) else None
     for at in range(grid[2]):
         plane = view.sample(placed, at).astype(np.float64)
-        yield (plane * (placed.high - placed.low) + placed.low)[None]
+        mask = np.zeros(plane.shape, np.bool_) if odd is None else view.sample(odd, at) > TOUCHED
+        yield (plane * (placed.high - placed.low) + placed.low)[None], mask
+
+
+def _noting(reader: Reader, masks: list[Mask]) -> Iterator[Pixels]:
+    """The slices of a grey image as they are read; `masks` is given what is no number in each."""
+    for pixels in reader.slices():
+        masks.append(no_numbers(pixels[:1]))
+        yield pixels
 
 
 def grid_of(first: Reader, second: Reader, relation: Relation) -> Volume:

@@ -98,7 +98,8 @@ def _figure_table(comparison: Comparison) -> Table:
 
 def _slice_table(comparison: Comparison) -> Table:
     rows = []
-    worst = max(comparison.slices, key=lambda one: one.mean_absolute).slice
+    # A slice without a pixel that is a number in both images has no figures.
+    worst = max(comparison.slices, key=lambda one: -1.0 if math.isnan(one.mean_absolute) else one.mean_absolute).slice
     for one in comparison.slices[:MOST_ROWS]:
         known = [one.psnr_db, one.ssim, one.fsim, one.gmsd, one.mean_absolute, one.largest]
         cells = [
@@ -120,10 +121,10 @@ def _flagged_table(comparison: Comparison) -> Table:
     rows = [
         Row(
             (
-                f"slice {box.slice}, row {box.row}, column {box.column}, {box.side} pixels",
+                f"{box.place}, {box.side} pixels",
                 "not stated" if box.centre_mm is None else " ".join(f"{value:.1f}" for value in box.centre_mm),
                 Measure(box.crossing, digits=4),
-                "added" if box.added else "missing",
+                box.what,
             )
         )
         for box in listed
@@ -131,7 +132,8 @@ def _flagged_table(comparison: Comparison) -> Table:
     sums = comparison.sums
     note = (
         f"{sums.flagged} of {sums.patches} patches: their Fourier ring correlation falls below 0.5 before "
-        f"{cut_for(comparison.request.scale):.4g} cycles per pixel. Rows and columns count from 0. "
+        f"{cut_for(comparison.request.scale):.4g} cycles per pixel, the reference is constant where A is not, "
+        f"or a pixel is a number in one image only. Rows and columns count from 0. "
         f"At most {MOST_PATCHES} are listed, those that differ from the coarsest structures on first."
     )
     columns = ("patch", "centre (mm, RAS+)", "differs from (cycles per pixel)", "A has there")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medsr_cli.errors import ArgumentsError, DeviceUnavailable, InputRefused, MedsrError, WeightsError
 from medsr_cli.evaluation.results import BASELINE, LOWER_IS_BETTER, Results, Row, csv_text, json_text, plain
-from medsr_cli.formats.atomic import atomic_file, refuse_existing
+from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.provenance.record import IN_PLANE, NOTICE, software
 from medsr_cli.tasks.evaluation_inputs import (
     Choice,
@@ -28,6 +28,7 @@ from medsr_cli.tasks.evaluation_inputs import (
     open_target,
 )
 from medsr_cli.tasks.evaluation_models import Contender, Lows, Running, Stable, contenders_of, refuse_size
+from medsr_cli.tasks.evaluation_outputs import refuse_outputs
 from medsr_cli.tasks.evaluation_pairs import Pair, Pairs
 from medsr_cli.tasks.evaluation_protocol import protocol_for, scales_for
 from medsr_cli.tasks.model import ModelRequest
@@ -384,21 +385,26 @@ class Evaluator:
 
 
 def output_files(
-    folder: Path | None, report: Path | None, table: Path | None, page: Path | None, *, overwrite: bool
+    folder: Path | None,
+    report: Path | None,
+    table: Path | None,
+    page: Path | None,
+    *,
+    data: Path,
+    overwrite: bool,
 ) -> tuple[Path | None, Path | None, Path | None]:
     """Where report, table and page go: as named, else into the folder, else nowhere.
 
     Raises:
-        ArgumentsError: the folder is a file, or something that must not be replaced is there.
+        ArgumentsError: the folder is a file, two results have one name, or something that must not be replaced is
+            there, such as any file of the folder `data` that is no former report.
     """
     if folder is not None:
         if folder.is_file():
             msg = f"-o {folder} is a file."
             raise ArgumentsError(msg, "Name a folder, or use --report, --csv and --html for single files.")
         report, table, page = report or folder / REPORT, table or folder / TABLE, page or folder / PAGE
-    for path in (report, table, page):
-        if path is not None:
-            refuse_existing(path, overwrite)
+    refuse_outputs({"--report": report, "--csv": table, "--html": page}, (data,), overwrite=overwrite)
     return report, table, page
 
 

@@ -65,6 +65,11 @@ class Contender:
         return self.arch is None or self.arch.kind != "baseline"
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether it is what the others are held against: by its method, whatever it is called."""
+        return self.arch is not None and self.arch.id == BASELINE
+
+    @property
     def arch(self) -> catalogue.Arch | None:
         """The method; None where the name is a checkpoint's."""
         try:
@@ -93,10 +98,10 @@ def contenders_of(text: str, weights: str | None, base: ModelRequest, *, shuffle
     if weights is not None:
         found = _with_weights(found, weights)
     found = _told_apart(found)
-    if not any(contender.label == BASELINE for contender in found):
+    if not any(contender.is_baseline for contender in found):
         found.append(Contender(BASELINE, replace(base, model=BASELINE, weights=None)))
     # The measure of the others stands first.
-    found.sort(key=lambda contender: contender.label != BASELINE)
+    found.sort(key=lambda contender: not contender.is_baseline)
     guided = [contender for contender in found if contender.guided]
     if shuffle_guides and not guided:
         msg = "--shuffle-guides is for models that take a guide; none is named."
@@ -111,7 +116,12 @@ def _contender(name: str, base: ModelRequest) -> Contender:
     if has_weights and not weights:
         msg = f"-m {name} names no weights."
         raise ArgumentsError(msg, "Give METHOD=CHECKPOINT, an id or a .safetensors file.")
-    return Contender(method, replace(base, model=method, weights=weights or None))
+    found = Contender(method, replace(base, model=method, weights=weights or None))
+    if has_weights and not found.learned:
+        msg = f"{method} is a formula and takes no weights."
+        raise ArgumentsError(msg, "Give -m METHOD=CHECKPOINT with the method that the checkpoint is of.")
+    # The results know the baseline by its name.
+    return replace(found, label=BASELINE) if found.is_baseline else found
 
 
 def _with_weights(found: list[Contender], weights: str) -> list[Contender]:
@@ -124,7 +134,7 @@ def _with_weights(found: list[Contender], weights: str) -> list[Contender]:
 
 
 def _told_apart(found: list[Contender]) -> list[Contender]:
-    """Models of one name are called by their checkpoints."""
+    """Models of one name are called by their checkpoints, none of them by the baseline's name."""
     labels = [contender.label for contender in found]
     apart = [
         replace(
@@ -133,6 +143,12 @@ def _told_apart(found: list[Contender]) -> list[Contender]:
         if labels.count(one.label) > 1 and one.request.weights
         else one
         for one in found
+    ]
+    apart = [
+        replace(one, label=f"{one.label} ({one.request.model})")
+        if one.label.strip().lower() == BASELINE and not one.is_baseline
+        else one
+        for one in apart
     ]
     taken = [contender.label for contender in apart]
     for label in taken:
@@ -263,7 +279,7 @@ class Stable:
     training: SelfTraining = field(default_factory=SelfTraining)
     records: dict[tuple[str, str | None], dict[str, Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    _loaded: OrderedDict[tuple[str, Factors, str | None], Running] = field(default_factory=OrderedDict)
+    _loaded: OrderedDict[tuple[str, str | None, Factors, str | None], Running] = field(default_factory=OrderedDict)
 
     def running(self, contender: Contender, factors: Factors, low: Lows) -> Running:
         """The engine of a contender for an image.
@@ -280,7 +296,8 @@ class Stable:
         modality = contender.request.modality or low.volume.modality
         if learns_from_the_image(contender.request):
             return self._told(Running(contender, self._trained(contender, factors, low)), low)
-        key = contender.label.removesuffix(f" ({SHUFFLED})"), factors, modality
+        # By what is loaded, not by its label: a model with shuffled guides is the same one.
+        key = contender.request.model, contender.request.weights, factors, modality
         if key not in self._loaded:
             self._loaded[key] = Running(contender, self._load(contender, factors, modality))
             while len(self._loaded) > MOST_LOADED:
@@ -289,7 +306,7 @@ class Stable:
         return self._told(replace(self._loaded[key], contender=contender), low)
 
     def _load(self, contender: Contender, factors: Factors, modality: str | None) -> Model:
-        if contender.label == BASELINE:
+        if contender.is_baseline:
             arch = catalogue.find(BASELINE)[0]
             facts = {"kernel": "the bicubic of the protocol's paper"}
             return Model(BASELINE, PaperBicubic(self.protocol, factors), arch, factors, facts=facts)

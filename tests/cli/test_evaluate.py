@@ -154,3 +154,115 @@ def test_a_checkpoint_of_the_package_is_above_bicubic_on_shared_data(medsr, shar
     gain = next(s for s in report["summary"] if (s["model"], s["metric"]) == ("rdst", "psnr"))
     assert gain["against_baseline"]["mean_difference"] > 1
     assert report["worse_than_baseline"] == []
+
+
+def unchanged(medsr, folder: Path, *arguments: object) -> str:
+    """What is said by a run that exits with 2 and leaves every file below `folder` as it was."""
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    ended = medsr(*arguments)
+    assert ended.code == 2, (arguments, ended.err)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before, arguments
+    return ended.err
+
+
+def test_compare_never_replaces_an_input(medsr, tmp_path):
+    (tmp_path / "in").mkdir()
+    a, b = (save_nifti(tmp_path / "in" / name, anatomy(SHAPE)) for name in ("a.nii.gz", "b.nii.gz"))
+    (tmp_path / "link.nii.gz").symlink_to(b)
+    (tmp_path / "hard.nii.gz").hardlink_to(b)
+    (tmp_path / "folder").symlink_to(tmp_path / "in")
+    run = ("compare", a, b, "--reference", "--overwrite")
+    for option in ("--report", "--html", "--map", "--difference"):
+        for path in (
+            b, a, tmp_path / "in" / ".." / "in" / "b.nii.gz", tmp_path / "link.nii.gz", tmp_path / "hard.nii.gz",
+            tmp_path / "folder" / "b.nii.gz",
+        ):  # fmt: skip
+            assert "is an input" in unchanged(medsr, tmp_path, *run, option, path)
+    for suffix in (".hdr", ".img"):
+        pair = tmp_path / f"pair{suffix}"
+        nib.save(nib.Nifti1Pair(anatomy(SHAPE), np.diag([0.9, 0.8, 4.0, 1.0])), tmp_path / "pair.img")
+        said = unchanged(medsr, tmp_path, "compare", tmp_path / "pair.img", b, "--overwrite", "--difference", pair)
+        assert "is an input" in said
+    # A file that belongs to an input of several files, or any other image, is no report to replace.
+    other = save_nifti(tmp_path / "other.nii.gz")
+    assert "no report" in unchanged(medsr, tmp_path, *run, "--report", other)
+
+
+def test_evaluate_never_replaces_an_image_of_its_folder(medsr, tree, tmp_path):
+    save_nifti(tree / "one" / "T1.nii.gz")
+    save_nifti(tree / "one" / "T2_mask.nii.gz")
+    (tree / "two" / "T2.json").write_text('{"EchoTime": 0.1}')
+    (tmp_path / "link").symlink_to(tree / "one")
+    run = ("evaluate", tree, "-m", "bicubic", "-s", 2, "--include", "T2.nii.gz", "--slices", 1, "--overwrite")
+    for option in ("--report", "--csv", "--html"):
+        for place in ("T2.nii.gz", "T1.nii.gz", "T2_mask.nii.gz"):
+            assert "input folder" in unchanged(medsr, tmp_path, *run, option, tree / "one" / place)
+        unchanged(medsr, tmp_path, *run, option, tmp_path / "link" / "T2.nii.gz")
+        unchanged(medsr, tmp_path, *run, option, tree / "two" / "T2.json")
+    checkpoint = save_checkpoint(tmp_path / "tiny.safetensors")
+    unchanged(medsr, tmp_path, "evaluate", tree, "-m", f"rdst={checkpoint}", "--report", checkpoint, "--overwrite")
+    # Reports may lie there, and be replaced by their like.
+    for _ in range(2):
+        assert medsr(*run, "-o", tree).code == 0
+    assert {path.suffix for path in tree.iterdir() if path.is_file()} == {".json", ".csv", ".html"}
+
+
+def test_two_results_of_one_name_are_refused_before_the_work(medsr, tree, tmp_path):
+    image, x = tree / "one" / "T2.nii.gz", tmp_path / "x.nii.gz"
+    (tmp_path / "sub").mkdir()
+    again = tmp_path / "sub" / ".." / "x.nii.gz"
+    other = tree / "two" / "T2.nii.gz"
+    for first, second in (("--difference", "--map"), ("--report", "--html"), ("--report", "--map")):
+        said = unchanged(medsr, tmp_path, "compare", image, other, "--reference", first, x, second, again)
+        assert "one file" in said
+    for first, second in (("--report", "--csv"), ("--csv", "--html"), ("--report", "--html")):
+        run = ("evaluate", tree, "-m", "bicubic", "-s", 2, first, x, second, again)
+        assert "one file" in unchanged(medsr, tmp_path, *run)
+    assert not x.exists()
+    unchanged(medsr, tmp_path, "compare", image, other, "--report", tmp_path / "sub", "--overwrite")
+
+
+def test_the_remedy_for_what_exists_has_the_command_s_own_options(medsr, tree, tmp_path):
+    (tmp_path / "r.json").write_text("{}")
+    image = tree / "one" / "T2.nii.gz"
+    for run in (("compare", image, image), ("evaluate", tree, "-m", "bicubic", "-s", 2)):
+        said = unchanged(medsr, tmp_path, *run, "--report", tmp_path / "r.json")
+        assert "exists. Give --overwrite" in " ".join(said.split())
+        assert "--skip-existing" not in said
+        assert "-o" not in said.split()
+
+
+def test_a_gate_that_measured_nothing_does_not_pass(medsr, tmp_path):
+    small = save_nifti(tmp_path / "small.nii.gz", anatomy((14, 40, 2)))
+    open_gate = medsr("compare", small, small, "--reference")
+    assert open_gate.code == 0
+    assert "No patch could be checked" in open_gate.err
+    assert "0 of 0" in open_gate.out
+    assert medsr("compare", small, small, "--reference", "--strict").code == 7
+    assert medsr("compare", small, small, "--reference", "--strict", "--limit", 1).code == 7
+
+
+def test_strict_sees_slices_without_a_reference_and_holes(medsr, tmp_path):
+    data = anatomy((64, 64, 2)).astype(np.float32)
+    data[..., 1] = 0
+    invented = data.copy()
+    invented[20:30, 20:30, 1] = 700
+    truth = save_nifti(tmp_path / "truth.nii.gz", data)
+    a = save_nifti(tmp_path / "a.nii.gz", invented)
+    ended = medsr("compare", a, truth, "--reference", "--strict")
+    assert ended.code == 7
+    assert "slice 2, all of it" in ended.out
+    torn = data.copy()
+    torn[:4, :4, 0] = np.nan
+    hole = save_nifti(tmp_path / "hole.nii.gz", torn)
+    ended = medsr("compare", hole, truth, "--reference", "--strict")
+    assert ended.code == 7
+    assert "16 pixels that are no numbers" in " ".join(ended.err.split())
+    assert "numbers in one image alone\t16" in ended.out
+    assert "not a number" in ended.out
+
+
+def test_compare_refuses_options_without_use(medsr, tree):
+    image = tree / "one" / "T2.nii.gz"
+    for wrong in (("--scale", 2), ("--degradation", "cubic-blur"), ("--degradation", "cubic")):
+        assert medsr("compare", image, image, *wrong).code == 2, wrong

@@ -15,7 +15,15 @@ import pytest
 
 from medsr_cli.errors import ArgumentsError, RunError
 from medsr_cli.formats import atomic
-from medsr_cli.formats.atomic import atomic_file, atomic_folder, atomic_path, sweep_stale, temporary_beside
+from medsr_cli.formats.atomic import (
+    ANY_REMEDY,
+    atomic_file,
+    atomic_folder,
+    atomic_path,
+    refuse_existing,
+    sweep_stale,
+    temporary_beside,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PAYLOAD = bytes(range(256)) * 300
@@ -373,3 +381,20 @@ def test_names_tell_neither_target_nor_machine(tmp_path):
     assert socket.gethostname() not in name
     assert name != temporary_beside(tmp_path / "Doe^Jane.nii.gz").name
     assert atomic._TEMPORARY.match(name)
+
+
+def test_the_remedy_for_what_exists_is_that_of_the_command(tmp_path):
+    target = tmp_path / "scan.bin"
+    target.write_bytes(b"old")
+    with pytest.raises(ArgumentsError) as refused:
+        refuse_existing(target, overwrite=False)
+    assert refused.value.remedy == "Give --overwrite to replace it, --skip-existing to keep it, or another -o."
+    with pytest.raises(ArgumentsError) as refused:
+        refuse_existing(target, overwrite=False, remedy="Move it.")
+    assert refused.value.remedy == "Move it."
+    # The writer does not know which options there are.
+    with pytest.raises(ArgumentsError) as refused:
+        write(target)
+    assert refused.value.remedy == ANY_REMEDY
+    assert "--skip-existing" not in ANY_REMEDY
+    refuse_existing(target, overwrite=True)

@@ -170,3 +170,121 @@ def test_dicom_of_different_patients_is_remarked_without_naming_anyone(tmp_path)
     assert any("different patients" in warning for warning in found.warnings)
     assert "SECRET" not in str(found.report())
     assert "SECRET" not in page_html(page_of(found))
+
+
+def blank_slice(tmp_path: Path, invented: np.ndarray | None = None) -> tuple[Path, Path]:
+    """A and its reference, whose second of three slices shows nothing."""
+    data = anatomy((96, 80, 3)).astype(np.float32)
+    data[..., 1] = 0
+    changed = data.copy()
+    if invented is not None:
+        changed[50:57, 40:47, 1] = invented
+    return (
+        save_nifti(tmp_path / "changed.nii.gz", changed, AFFINE),
+        save_nifti(tmp_path / "truth.nii.gz", data, AFFINE),
+    )
+
+
+def test_what_is_invented_where_the_reference_shows_nothing_is_flagged(tmp_path):
+    flags = tmp_path / "flags.nii.gz"
+    a, b = blank_slice(tmp_path, np.full((7, 7), 400.0))
+    found = compare(CompareRequest(a, b, reference=True, flagged_map=flags))
+    assert [one.flagged_share for one in found.slices] == [0, 1, 0]
+    assert found.flagged_share == pytest.approx(1 / 3)
+    (box,) = found.flagged
+    assert (box.slice, box.added, box.why) == (2, True, "constant reference")
+    # Listed where A varies most; columns run along x.
+    assert box.column <= 50 and box.column + box.side >= 57  # noqa: PT018
+    assert box.row <= 40 and box.row + box.side >= 47  # noqa: PT018
+    assert box.centre_mm is not None
+    shown = np.asarray(nib.load(flags).dataobj)
+    assert [float(shown[..., z].min()) for z in range(3)] == [0, 1, 0]
+    assert shown[..., [0, 2]].max() == 0
+    assert "slice 2, all of it" in page_html(page_of(found))
+
+
+def test_noise_below_the_floor_is_nothing_invented(tmp_path):
+    # The floor of sFRC, 0.5 % of the range, is that of the whole reference here.
+    for deviation, share in ((0.2, None), (2.0, 1.0)):
+        noise = np.zeros((7, 7))
+        a, b = blank_slice(tmp_path)
+        data, width = values(a), np.ptp(values(b))
+        noise = np.random.default_rng(0).normal(0, deviation / 100 * width, data.shape[:2])
+        data[..., 1] += noise
+        found = compare(CompareRequest(save_nifti(a, data.astype(np.float32), AFFINE), b, reference=True))
+        assert found.slices[1].flagged_share == share
+
+
+def test_no_number_is_told_and_left_out(tmp_path):
+    data = anatomy((64, 56, 3)).astype(np.float32)
+    a, b = data + np.random.default_rng(0).normal(0, 20, data.shape).astype(np.float32), data.copy()
+    a[10:14, 20:22, 0] = np.nan
+    b[10:12, 20:22, 0] = np.inf
+    b[40, 40, 2] = np.nan
+    paths = save_nifti(tmp_path / "a.nii.gz", a, AFFINE), save_nifti(tmp_path / "b.nii.gz", b, AFFINE)
+    difference = tmp_path / "d.nii.gz"
+    found = compare(CompareRequest(*paths, reference=True, difference_map=difference))
+    either = ~(np.isfinite(a) & np.isfinite(b))
+    apart = (a.astype(np.float64) - b)[~either]
+    figures = found.figures()
+    assert figures["mean_absolute"] == pytest.approx(np.abs(apart).mean())
+    assert figures["largest"] == pytest.approx(np.abs(apart).max())
+    width = np.ptp(b[np.isfinite(b)])
+    assert figures["psnr_db"] == pytest.approx(10 * np.log10(width**2 / np.square(apart).mean()))
+    assert [one.left_out for one in found.slices] == [8, 0, 1]
+    assert [one.in_one_alone for one in found.slices] == [4, 0, 1]
+    told = found.report()["not_numbers"]
+    assert (told["a"], told["b"], told["in_one_alone"]) == (8, 5, 5)
+    assert sum("no numbers" in warning for warning in found.warnings) == 2
+    assert any("differ in 5 pixels" in w and "slices 1, 3" in w for w in found.warnings)
+    assert np.array_equal(np.isnan(np.asarray(nib.load(difference).dataobj)), either)
+    torn = {(box.slice, box.added) for box in found.flagged if box.why == "not a number"}
+    assert torn == {(1, False), (3, True)}
+    assert all(np.histogram(x[np.isfinite(x)], found.edges)[0].sum() == sum(h)
+               for x, h in zip((a, b), found.histograms, strict=True))  # fmt: skip
+    assert "no numbers" in page_html(page_of(found))
+
+
+def test_a_hole_is_never_equal(tmp_path, pair):
+    data = values(pair[1]).astype(np.float32)
+    whole = save_nifti(tmp_path / "whole.nii.gz", data, AFFINE)
+    data[:8, :8, 1] = np.nan  # air: filled with the least value it would look the same
+    torn = save_nifti(tmp_path / "torn.nii.gz", data, AFFINE)
+    for a, b in ((torn, whole), (whole, torn)):
+        found = compare(CompareRequest(a, b, reference=True))
+        assert {box.slice for box in found.flagged} == {2}
+        assert found.slices[1].flagged_share > 0
+    both = compare(CompareRequest(torn, torn, reference=True))
+    assert (both.sums.in_one_alone, both.sums.flagged, both.figures()["psnr_db"]) == (0, 0, 100)
+    # Nothing that both know: no figure, rather than that of equal images.
+    one, other = np.full((2, 32, 32, 2), np.nan, np.float32)
+    one[..., 0], other[..., 1] = anatomy((32, 32)), anatomy((32, 32))
+    apart = [save_nifti(tmp_path / f"{n}.nii.gz", x, AFFINE) for n, x in (("one", one), ("other", other))]
+    found = compare(CompareRequest(*apart, reference=True))
+    assert set(found.figures().values()) == {None, 1.0}
+    assert found.flagged_share == 1
+    assert "numbers" in page_html(page_of(found))
+
+
+def test_holes_go_along_onto_the_grid_that_is_compared(tmp_path, pair):
+    data = values(pair[1])
+    large = np.repeat(np.repeat(data, 2, 0), 2, 1).astype(np.float32)
+    large[10, 20, 1] = np.nan
+    affine = enlarged_affine(enlarged_affine(AFFINE, 0, 64, 128), 1, 56, 112)
+    found = compare(CompareRequest(save_nifti(tmp_path / "big.nii.gz", large, affine), pair[1], degradation="cubic"))
+    assert [one.in_one_alone for one in found.slices] == [0, 1, 0]
+    moved = AFFINE.copy()
+    moved[:3, 3] += AFFINE[:3, 0] * 3
+    torn = data.astype(np.float32)
+    torn[30, 20, 2] = np.nan
+    part = save_nifti(tmp_path / "part.nii.gz", data[3:].astype(np.int16), moved)
+    found = compare(CompareRequest(part, save_nifti(tmp_path / "torn.nii.gz", torn, AFFINE), resample=True))
+    assert found.slices[2].in_one_alone >= 1
+    assert found.figures()["largest"] < 0.01
+
+
+def test_options_without_use_are_refused(pair):
+    with pytest.raises(ArgumentsError, match="neither is shrunken"):
+        compare(CompareRequest(*pair, degradation="cubic"))
+    with pytest.raises(ArgumentsError, match="--reference"):
+        compare(CompareRequest(*pair, scale=2))

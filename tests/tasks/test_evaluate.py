@@ -198,6 +198,24 @@ def test_models_are_told_apart(tmp_path):
         contenders_of("rdst", None, ModelRequest(), shuffle_guides=True)
 
 
+def test_a_checkpoint_called_bicubic_is_not_replaced_by_bicubic(tree, tmp_path):
+    a, b = (save_checkpoint(tmp_path / name) for name in ("bicubic.safetensors", "b.safetensors"))
+    text = f"rdst={a},rdst={b}"
+    found = contenders_of(text, None, ModelRequest(), shuffle_guides=False)
+    assert [(one.label, one.is_baseline) for one in found] == [
+        ("bicubic", True),
+        ("bicubic (rdst)", False),
+        ("b", False),
+    ]
+    done = evaluate(request(tree, text, slices=1))
+    assert done.results.models == ["bicubic", "bicubic (rdst)", "b"]
+    psnr = {row.model: row.values["psnr"] for row in done.results.rows if row.subject == "one"}
+    assert psnr["bicubic (rdst)"] == psnr["b"] != psnr["bicubic"]
+    for wrong in (f"bicubic={a}", f"lanczos={a}"):
+        with pytest.raises(ArgumentsError, match="no weights"):
+            contenders_of(wrong, None, ModelRequest(), shuffle_guides=False)
+
+
 def test_one_bad_file_does_not_stop_the_others(tree):
     (tree / "two" / "broken.nii.gz").write_bytes(b"nothing")
     done = evaluate(request(tree, "bicubic"))
@@ -362,7 +380,7 @@ def test_guides_and_masks_are_those_that_finetune_finds(tree):
     assert [image.name for image in some.images] == ["one/T2.nii.gz", "two/T2.nii.gz"]
     assert list(some.unguided) == ["one/T2.nii.gz"]
     assert "52 x 58 x 3 voxels" in some.unguided["one/T2.nii.gz"]
-    assert some.left_out == ["lesion_mask.nii.gz was left out: by its name it is a mask or a label map."]
+    assert some.left_out == ["two/lesion_mask.nii.gz was left out: by its name it is a mask or a label map."]
 
 
 def test_a_mask_belongs_to_its_own_image_though_another_is_measured(tmp_path):
