@@ -84,7 +84,7 @@ def images_of(choice: Choice, *, guided: bool = False, labels: bool = False) -> 
 
     # Patterns that choose images are for those that are measured: guides need not be included by name, and a mask
     # belongs to the image it is named after, whether that is measured or not.
-    tree = find_tree(choice.folder, formats.is_image_name, (), choice.exclude, series_of)
+    tree = find_tree(choice.folder, formats.is_image_name, (), choice.exclude, series_of, choice.include)
     tree.images[:], tree.labels[:] = filter(of_subject, tree.images), filter(of_subject, tree.labels)
     if not any(map(measured, tree.images)):
         msg = f"No image to measure was found in {choice.folder}."

@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from medsr_cli.training.workfolder import WorkFolder
 
 WEIGHTS_SUFFIX = ".safetensors"
-FOREIGN_SUFFIXES = (".pt", ".pth", ".tar", ".onnx")
+FOREIGN_SUFFIXES = frozenset(
+    (
+        *(".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin", ".h5", ".hdf5", ".onnx", ".npy", ".npz"),
+        *(".tar", ".gz", ".zip", ".txt", ".md", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".log"),
+        *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"),
+        *(".nii", ".dcm", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh"),
+    )
+)
+"""What no checkpoint is called, since none is such a file; any other dot is part of the name (`ours-v1.2`)."""
 TASKS = {"super-resolution": "rdst", "segmentation": "segmentation", "detection": "msgan-detector"}
 """What can be learnt, and the network that is taken where none is named."""
 DEFAULT_SCALE = 4
@@ -176,11 +184,13 @@ def finetune(request: FinetuneRequest, watcher: Watcher) -> FinetuneResult:
     from medsr_cli.training.workfolder import WorkFolder
 
     began = time.monotonic()
-    request = dataclasses.replace(request, output=_output_path(request.output))
+    asked, request = request.output, dataclasses.replace(request, output=_output_path(request.output))
     if not request.folder.exists():
         msg = f"There is no {request.folder}."
         raise ArgumentsError(msg, "Give a folder of images, or a packed file.")
     request = _with_scale(request)
+    if request.output != asked and is_first_process():
+        watcher.note(f"What comes of it is written to {request.output.name}.")
     if request.pack_only:
         from medsr_cli.tasks.training_data import pack_only
 
@@ -229,9 +239,15 @@ def task_of(arch: catalogue.Arch) -> str:
 
 
 def _output_path(output: Path) -> Path:
-    if output.suffix in FOREIGN_SUFFIXES:
+    bare = output
+    while bare.suffix.lower() in FOREIGN_SUFFIXES:
+        bare = bare.with_suffix("")
+    if bare != output or (output.suffix != WEIGHTS_SUFFIX and output.suffix.lower() == WEIGHTS_SUFFIX):
         msg = f"{output.name} would not be what its name says: checkpoints are written as safetensors."
-        raise ArgumentsError(msg, f"Call it {output.stem}{WEIGHTS_SUFFIX}.")
+        raise ArgumentsError(msg, f"Call it {bare.name.removesuffix(output.suffix)}{WEIGHTS_SUFFIX}.")
+    if not output.name or output.name == "..":
+        msg = "-o names no file."
+        raise ArgumentsError(msg, f"Such as -o ours-x4{WEIGHTS_SUFFIX}.")
     return output if output.suffix == WEIGHTS_SUFFIX else output.with_name(output.name + WEIGHTS_SUFFIX)
 
 

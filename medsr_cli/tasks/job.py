@@ -185,13 +185,14 @@ class Job:
 
     def _doubts(self, model: Model, volume: Volume) -> list[str]:
         modality = self.request.model.modality or volume.modality
+        assumed = None if model.card.modality in (None, "any") else model.card.modality
         doubts = model.doubts(modality, volume.spacing_mm)
         if self.request.strict and doubts:
             raise QualityGateFailed(doubts[0], "Leave --strict away to run it all the same.")
         if model.perceptual:
             doubts.append(PERCEPTUAL_WARNING)
-        if modality is None and model.card.modality is not None:
-            doubts.append(f"The file does not say its modality; {model.card.modality.upper()} was assumed.")
+        if modality is None and assumed is not None:
+            doubts.append(f"The file does not say its modality; {assumed.upper()} was assumed.")
         return [*volume.warnings, *doubts]
 
     def _refuse_channels(self, model: Model, readers: list[Reader]) -> None:

@@ -36,6 +36,13 @@ class Split:
     held_subjects: Sequence[str]
 
     @property
+    def given(self) -> tuple[float, float]:
+        """Shares of the slices to train and to validate on whose low-resolution images came with the data."""
+        parts = (self.train, self.held)
+        train, held = (len(self.slices.with_role("low", part)) / max(len(part), 1) for part in parts)
+        return train, held
+
+    @property
     def in_words(self) -> str:
         """For the log."""
         return (
@@ -131,6 +138,10 @@ def pack(request: FinetuneRequest, target: Path, watcher: Watcher, *, labels: bo
     from medsr_cli.training.gather import pack_images
     from medsr_cli.training.reading import PackOptions
 
+    low = request.low
+    if low is not None and (not low.is_dir() or low.resolve() == request.folder.resolve()):
+        msg = f"{low} is no folder." if not low.is_dir() else "--low is the folder of the images itself."
+        raise ArgumentsError(msg, "Give a folder that has the low-resolution images under the same names.")
     rules = _rules(request, labels=labels)
     found, skipped = _search(request, request.folder, rules, watcher)
     if request.validation is not None:
@@ -141,6 +152,9 @@ def pack(request: FinetuneRequest, target: Path, watcher: Watcher, *, labels: bo
         own = dataclasses.replace(rules, captions=None, low=None)
         held, more = _search(request, request.validation, own, watcher)
         skipped += more
+        if any(image.low for image in found) != any(image.low for image in held):
+            told = "validate" if any(image.low for image in found) else "train"
+            watcher.note(f"Low-resolution images are made for those to {told} on; the others have their own.")
         _note_shared_names(found, held, watcher)
         found += [dataclasses.replace(image, validation=True) for image in held]
     for sentence in in_brief(skipped):
@@ -179,7 +193,8 @@ def _search(request: FinetuneRequest, folder: Path, rules: Rules, watcher: Watch
 
     tree = find_tree(folder, formats.is_image_name, request.include, request.exclude, series_of)
     if not tree.images:
-        msg = f"No image was found in {folder.name}."
+        others = f" but {len(tree.results)} results of medsr upscale" if tree.results else ""
+        msg = f"No image{others} was found in {folder.name}."
         raise InputRefused(msg, "Give a folder with NIfTI, DICOM, NRRD or PNG images; --include takes patterns.")
     attached = attach(tree, rules, lambda image: _opened(request, image))
     for note in attached.notes[:TOLD]:

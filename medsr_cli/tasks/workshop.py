@@ -283,7 +283,7 @@ class Workshop:
         slices, arch = self.data.slices, self.request.arch
         train, held = card.slices_of(slices, self.data.train), card.slices_of(slices, self.data.held)
         modalities = {volume.modality for volume in train} - {None}
-        degradation, in_words = card.degradation_of(recipe, given=slices.has("low"))
+        degradation, in_words = card.degradation_of(recipe, given=self.data.given)
         factors = [float(scale) for scale in recipe.scales] or [float(request.scale or 1)]
         names, digests = self.losses.names, self.losses.sha256
         return card.Facts(

@@ -32,6 +32,7 @@ IN_WORDS = {
     FOURIER.name: "the centre of k-space as Cohf-T's authors crop it, first pixels' centres aligned, no blur",
 }
 """What each degradation does, for a reader who has no medsr at hand."""
+GIVEN = "low-resolution images came with the data"
 VALUE_RANGE = "0-1 per-volume min-max"
 FULL_SCALE = "8-bit images divided by 255, others 0-1 per-volume min-max"
 PIPELINES = {
@@ -124,7 +125,7 @@ class Facts:
         return f"x{self.scale}" if self.scale else ""
 
 
-def degradation_of(recipe: Recipe, *, given: bool = False) -> tuple[str, str]:
+def degradation_of(recipe: Recipe, *, given: tuple[float, float] = (0.0, 0.0)) -> tuple[str, str]:
     """Name of the degradation that a network undoes, and what was done in words.
 
     A network that was trained on images of which some were not blurred goes by the name of the unblurred one:
@@ -132,12 +133,13 @@ def degradation_of(recipe: Recipe, *, given: bool = False) -> tuple[str, str]:
 
     Args:
         recipe: of the training.
-        given: whether low-resolution images came with the data instead of being made.
+        given: shares of the slices trained and validated on whose low-resolution images came with the data instead
+            of being made.
     """
     if recipe.task != "super-resolution":
         return "none", "none"
-    if given:
-        return recipe.degradation, "low-resolution images came with the data; nothing was simulated"
+    if min(given) == 1:
+        return recipe.degradation, f"{GIVEN}; nothing was simulated"
     words, name = IN_WORDS.get(recipe.degradation, recipe.degradation), recipe.degradation
     if name == CUBIC_BLUR.name:
         full, none = recipe.blur_draws
@@ -146,7 +148,11 @@ def degradation_of(recipe: Recipe, *, given: bool = False) -> tuple[str, str]:
             words += f" ({full:.0%} of the patches in full, {none:.0%} not at all, the others in between)"
             name = CUBIC.name
     noise = f"Gaussian noise of up to {recipe.noise:g} of the range" if recipe.noise else "no noise"
-    return name, f"{words}, {noise}"
+    if max(given) == 0:
+        return name, f"{words}, {noise}"
+    train, held = (f"{share:.1%} of " if 0 < share < 1 else "" for share in given)
+    both = [f"{train}those trained on" if given[0] else "", f"{held}those validated on" if given[1] else ""]
+    return name, f"{GIVEN} for {' and '.join(filter(None, both))}; the others were simulated: {words}, {noise}"
 
 
 def contrast_of(name: str) -> str:
@@ -419,8 +425,9 @@ def _stage_table(stage: Recipe) -> list[str]:
 def _limits(facts: Facts) -> str:
     lines = ["## Limits", "", "- Research use; not a medical device."]
     if facts.enlarges:
-        given = "came with the data" in facts.degradation_in_words
-        simulated = "" if given else "; the low-resolution images were simulated, and a scanner's own may differ"
+        some = "some of the" if facts.degradation_in_words.startswith(GIVEN) else "the"
+        given = "nothing was simulated" in facts.degradation_in_words
+        simulated = "" if given else f"; {some} low-resolution images were simulated, and a scanner's own may differ"
         scales = f"scale {facts.scale}" if facts.scale else f"scales {facts.factor}"
         lines += [
             "- In-plane only: slices do not become thinner.",

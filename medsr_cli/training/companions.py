@@ -7,7 +7,8 @@ place in the patient where both say one. What does not fit is told and not used.
   other mask belongs to every image of its folder on its grid (`lesion_mask.nii.gz`), or, from a folder without
   images (BIDS derivatives), to those of its subject and session.
 - A guide is called `T1_in_T2` for the target T2 of its folder, or is a T1 on the grid of a T2 or FLAIR.
-- A low-resolution partner has the image's path in a second folder, or its name and `_lr`.
+- A low-resolution partner has the image's path in a second folder, or its name and `_lr`; its grid is the image's
+  at the scale, edges aligned.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from medsr_cli.formats import is_image_name, stem_of_name
 from medsr_cli.formats.contract import Reader
 from medsr_cli.training.captions import read_captions
 from medsr_cli.training.gather import Found, Tree, left_out_by_name
+from medsr_cli.training.partners import misplaced
 from medsr_cli.volume.volume import Volume
 
 TARGETS = ("T2*", "FLAIR*")
@@ -86,7 +88,7 @@ def attach(tree: Tree, rules: Rules, open_reader: OpenReader) -> Attached:
             mixed; the captions are not as many as the images.
     """
     grids = _Grids(open_reader)
-    attached = Attached(list(tree.images), list(tree.notes))
+    attached = Attached(list(tree.images), list(tree.notes), list(tree.results))
     _attach_low(attached, rules, grids)
     if rules.contrasts:
         _join_contrasts(attached, rules, grids)
@@ -95,7 +97,7 @@ def attach(tree: Tree, rules: Rules, open_reader: OpenReader) -> Attached:
     if rules.labels:
         _attach_labels(attached, tree, rules, grids)
     else:
-        attached.skipped += [left_out_by_name(mask.path.name) for mask in tree.labels]
+        attached.skipped += [left_out_by_name(mask.name) for mask in tree.labels]
     if rules.captions is not None:
         _attach_captions(attached, rules.captions)
     return attached
@@ -215,7 +217,7 @@ def _attach_low(attached: Attached, rules: Rules, grids: _Grids) -> None:
     for image in attached.images:
         low = beside.get(image.name)
         try:
-            reason = "it has no low-resolution partner" if low is None else _wrong_size(image, low, rules.scale, grids)
+            reason = "it has no low-resolution partner" if low is None else _unlike(image, low, rules.scale, grids)
         except InputRefused as error:
             reason = error.sentence.rstrip(".")
         if reason is None:
@@ -223,7 +225,7 @@ def _attach_low(attached: Attached, rules: Rules, grids: _Grids) -> None:
         else:
             reasons.append(f"{image.name} was left out: {reason}.")
     if not paired:
-        msg = f"No image has a low-resolution partner of its size divided by {rules.scale}."
+        msg = f"No image has a low-resolution partner of its size divided by {rules.scale}, and in its place."
         raise InputRefused(msg, reasons[0] if reasons else "")
     attached.images, attached.skipped = paired, attached.skipped + reasons
 
@@ -241,7 +243,7 @@ def _take_low_images(attached: Attached, rules: Rules) -> dict[str, Found]:
             continue
         partners[high.name] = image
         if not rules.scale or rules.low is not None:
-            attached.skipped.append(f"{image.name} was left out: by its name it is {high.path.name} at low resolution.")
+            attached.skipped.append(f"{image.name} was left out: by its name it is {high.name} at low resolution.")
     attached.images = rest
     return partners
 
@@ -262,15 +264,10 @@ def _in_second_folder(image: Found, folder: Path) -> Found | None:
     return None
 
 
-def _wrong_size(image: Found, low: Found, scale: int, grids: _Grids) -> str | None:
-    large, small = grids.of(image), grids.of(low)
-    wanted = (small.rows * scale, small.columns * scale, small.slices)
-    if (large.rows, large.columns, large.slices) == wanted:
-        return None
-    return (
-        f"its partner {low.path.name} has {_in_words((small.rows, small.columns, small.slices))} voxels, which times "
-        f"{scale} in-plane are not {_in_words((large.rows, large.columns, large.slices))}"
-    )
+def _unlike(image: Found, low: Found, scale: int, grids: _Grids) -> str | None:
+    """Why a file is not its low-resolution partner, a clause; None if it is."""
+    reason = misplaced(grids.of(image), grids.of(low), scale)
+    return None if reason is None else f"its partner {low.path.name} does not fit ({reason})"
 
 
 # -- contrasts ---------------------------------------------------------------------------------------------

@@ -20,8 +20,10 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from medsr_cli.errors import ArgumentsError, InputRefused, RunError
+from medsr_cli.formats import stem_of_name
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.formats.contract import Reader
+from medsr_cli.training.own_results import is_own_result
 from medsr_cli.training.pack import PackedVolume, PackWriter
 from medsr_cli.training.reading import LabelMap, Measured, PackOptions, Readers, colours, measure_all, planes_bytes
 from medsr_cli.training.sessions import in_words, persons_of
@@ -76,6 +78,8 @@ class Tree:
     """Images that were not asked for, whose masks are none of those that were."""
     notes: list[str] = field(default_factory=list)
     """What was taken for one subject."""
+    results: list[str] = field(default_factory=list)
+    """A sentence for each result of `medsr upscale`, which is no image of its own."""
 
 
 @dataclass
@@ -110,8 +114,11 @@ def find_tree(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     series_of: Callable[[Path], Sequence[str]] = lambda path: (),
+    results: Sequence[str] | None = None,
 ) -> Tree:
     """Every image below a folder, and apart from them every mask, for `companions.attach`.
+
+    What `medsr upscale` wrote is left out by its name, unless patterns ask for it.
 
     Args:
         folder: walked without following links; hidden names are passed over.
@@ -119,11 +126,17 @@ def find_tree(
         include: patterns (fnmatch) of names or paths of images; given, no other image is taken. Masks need not match.
         exclude: patterns of what to leave out, masks too.
         series_of: the SeriesInstanceUIDs in a folder or archive; each is an image of its own.
+        results: patterns of the results of `medsr upscale` to take; None takes those of `include`.
     """
+    wanted = include if results is None else results
     tree = Tree([], [])
     for path in _candidates(folder, is_image):
         name = path.relative_to(folder).as_posix()
         if matches(name, exclude):
+            continue
+        stem = path.name if path.is_dir() else stem_of_name(path)
+        if path != folder and is_own_result(stem) and not matches(name, wanted):
+            tree.results.append(f"{name} was left out: by its name it is a result of medsr upscale.")
             continue
         found = _series_apart(Found(path, subject_of(name), name), series_of)
         if is_label_name(path.name):
@@ -160,6 +173,8 @@ def _candidates(folder: Path, is_image: Callable[[Path], bool]) -> Iterator[Path
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(place, name)
+            if path.exists() and not path.is_file():
+                continue  # a pipe would be waited for without end
             # Files of a series are taken with their folder, not one by one.
             if not name.startswith(".") and not name.lower().endswith(_DICOM_SUFFIXES) and is_image(path):
                 yield path
@@ -304,7 +319,7 @@ class _Packing:
         except InputRefused as error:
             if error.sentence.startswith(MIXED):
                 raise
-            self._leave_out(f"{image.path.name or image.name} was left out: {error.sentence}")
+            self._leave_out(f"{_in_words(image)} was left out: {error.sentence}")
             return
         self.gathered.volumes += 1
         self.gathered.slices += kept
@@ -354,7 +369,7 @@ class _Packing:
         if not kept:
             msg = "it holds nothing but its smallest value."
             raise InputRefused(msg)
-        self._seen[measured.pixels_sha256] = image.path.name
+        self._seen[measured.pixels_sha256] = _in_words(image)
         self._channels.add(measured.channels)
         return kept
 
@@ -379,6 +394,12 @@ class _Packing:
         for sentence, count in sentences.items():
             if count:
                 self._audience.note(sentence)
+
+
+def _in_words(image: Found) -> str:
+    """The path inside the folder, and in which of two."""
+    name = image.path.name if image.name in ("", ".") else image.name
+    return f"{name} (to validate on)" if image.validation else name
 
 
 def _refuse_full_disk(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from medsr_cli.errors import InputRefused
 from medsr_cli.formats.contract import Reader
 from medsr_cli.training.pack import LEVELS, PackedVolume, Planes
+from medsr_cli.training.partners import chosen_slices, fits_mirrored
 from medsr_cli.volume.intensity import IntensityRange, full_scale, measure
 from medsr_cli.volume.volume import Volume
 
@@ -264,7 +265,7 @@ def measure_all(readers: Readers, options: PackOptions) -> Measured:
     ):
         msg = f"{readers.low.path.name} has not the slices and channels of its high-resolution image."
         raise InputRefused(msg)
-    return Measured(
+    found = Measured(
         readers=readers,
         channels=channels,
         spans=spans,
@@ -272,6 +273,23 @@ def measure_all(readers: Readers, options: PackOptions) -> Measured:
         guide_span=guide,
         low_span=low_span(low, spans[0]) if low is not None else None,
     )
+    if readers.low is not None:
+        _refuse_mirrored(found, readers.low)
+    return found
+
+
+def _refuse_mirrored(measured: Measured, low: Reader) -> None:
+    wanted = set(chosen_slices(low.volume.slices))
+    pair = replace(measured, readers=replace(measured.readers, guide=None, labels=None))
+    planes = [part for number, part in enumerate(pair.planes()) if number in wanted]
+    high, small = (
+        np.stack([np.asarray(plane, np.float64).mean(0) for plane in stack if plane is not None])
+        for stack in ([part.image for part in planes], [part.low for part in planes])
+    )
+    how = fits_mirrored(high, small)
+    if how is not None:
+        msg = f"its low-resolution partner {low.path.name} fits better {how}, so the two are not of one orientation."
+        raise InputRefused(msg)
 
 
 def _of_companion(reader: Reader, channels: int, options: PackOptions) -> IntensityRange:

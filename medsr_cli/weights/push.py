@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from medsr_cli import __version__
-from medsr_cli.errors import ArgumentsError, WeightsError
+from medsr_cli.errors import ArgumentsError, InputRefused, WeightsError
 from medsr_cli.networks.catalogue import Arch
 from medsr_cli.weights.headers import read_header
 from medsr_cli.weights.manifest import LOOPBACK, Entry, Source, parse_entry, parse_manifest
@@ -217,14 +217,15 @@ def parcel_of_file(path: Path, card_path: Path | None = None) -> Parcel:
     """The parcel of a checkpoint that `medsr finetune` wrote, and of the card beside it.
 
     Raises:
-        WeightsError: not there, not safetensors, not a network that loads; no card, or one without licence,
-            data or recipe, or of another file; the picture that it shows is no PNG, or too large.
+        WeightsError: not there, not safetensors, not a network that loads; no card, or one of another file; the
+            picture that it shows is no PNG, or too large.
+        InputRefused: the card does not say licence, data or recipe.
     """
     _refuse_other_kinds(path)
     header = read_header(path)
     digest = digest_file(path)
     card = read_card(card_path or path.with_suffix(".md"), path)
-    card.refuse_gaps(digest)
+    _refuse_gaps(card, digest)
     arch, config = _loaded(path)
     entry = _entry_from(_Facts(card.facts, header.metadata), path, arch, config, digest)
     entry = dataclasses.replace(entry, licence=dataclasses.replace(entry.licence, weights=card.licence))
@@ -235,12 +236,12 @@ def parcel_of_entry(entry: Entry, path: Path, card_path: Path | None = None) -> 
     """The parcel of a checkpoint of the manifest that lies at `path`, which the caller has verified.
 
     Raises:
-        WeightsError: it does not load, has no licence to be handed on under, or its card is of another file or
-            shows a picture that may not be sent.
+        WeightsError: it does not load, or its card is of another file or shows a picture that may not be sent.
+        InputRefused: it has no licence to be handed on under, or the card does not say one, data or recipe.
     """
     if says_nothing(entry.licence.weights):
         msg = f"The licence of the weights of {entry.id} is {entry.licence.weights!r}, so they may not be handed on."
-        raise WeightsError(msg, "Give the receiving side the id: it can pull them from the authors.")
+        raise InputRefused(msg, "Give the receiving side the id: it can pull them from the authors.")
     digest = digest_file(path)
     _loaded(path)
     converted = f"Converted by medsr from the authors' file ({entry.sha256 or entry.git_blob or 'not pinned'})."
@@ -256,7 +257,7 @@ def parcel_of_entry(entry: Entry, path: Path, card_path: Path | None = None) -> 
     if card_path is None:
         return _parcel(entry, path, digest, card_of_entry(entry).encode())
     card = read_card(card_path, path)
-    card.refuse_gaps(digest)
+    _refuse_gaps(card, digest)
     return _parcel(entry, path, digest, card)
 
 
@@ -267,6 +268,16 @@ def _parcel(entry: Entry, path: Path, digest: Digest, card: ModelCard | bytes) -
     name = f"{entry.id}.png"
     shown = picture_beside(card, name) if isinstance(card, ModelCard) else None
     return Parcel(entry, weights, page, None if shown is None else Outgoing.of_bytes(name, shown, "image/png"))
+
+
+def _refuse_gaps(card: ModelCard, digest: Digest) -> None:
+    """Refuse a card of another file as its checksum, and one that leaves something out as an input."""
+    try:
+        card.refuse_gaps(digest)
+    except WeightsError as error:
+        if card.facts.get("sha256") != digest.sha256:
+            raise
+        raise InputRefused(error.sentence, error.remedy) from error
 
 
 def _refuse_other_kinds(path: Path) -> None:
@@ -352,6 +363,7 @@ def _entry_from(facts: _Facts, path: Path, arch: Arch, config: Mapping[str, Any]
         "command": facts.get("command"),
         "date": facts.get("date"),
         "notes": str(facts.get("notes", "")),
+        "consistency": facts.structure("consistency", None),
     }
     try:
         return parse_entry(data, f"The card of {path.name}")

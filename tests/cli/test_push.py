@@ -142,6 +142,17 @@ def test_exit_codes(medsr: Medsr, ours: Path, arguments: tuple[str, ...], code: 
     assert words in done.err
 
 
+def test_a_card_without_a_licence_is_an_input_refused_and_one_of_another_file_is_not(medsr: Medsr, ours: Path) -> None:
+    card = ours.with_suffix(".md")
+    text = card.read_text()
+    card.write_text(text.replace("license: CC-BY-4.0", "license: not stated"))
+    done = medsr("weights", "push", ours, "--to", "https://host/", "--dry-run")
+    assert (done.code, done.out) == (6, "")
+    assert "does not say the licence of the weights" in done.err
+    card.write_text(text.replace(hashlib.sha256(ours.read_bytes()).hexdigest(), 64 * "0"))
+    assert medsr("weights", "push", ours, "--to", "https://host/", "--dry-run").code == 5
+
+
 def test_a_server_that_is_not_there_is_a_run_error(medsr: Medsr, ours: Path) -> None:
     done = medsr("weights", "push", ours, "--to", "http://127.0.0.1:9/models")
     assert done.code == 1

@@ -347,3 +347,14 @@ def test_the_log_file_holds_the_traceback_and_the_terminal_does_not(medsr, tmp_p
     assert ended.code == 6
     assert "Traceback" not in ended.err
     assert "Traceback" in log.read_text()
+
+
+@pytest.mark.parametrize(("modality", "told"), [("mr", "MR was assumed"), ("any", None)])
+def test_a_checkpoint_for_any_modality_assumes_none(medsr, tmp_path, modality, told):
+    checkpoint = save_checkpoint(tmp_path / "ours.safetensors", modality=modality)
+    picture = tmp_path / "slice.png"
+    Image.fromarray(np.add.outer(np.arange(24) * 5, np.arange(20) * 6).astype(np.uint8)).save(picture)
+    done = medsr("upscale", picture, "-s", 2, "--weights", checkpoint, "-o", tmp_path / "out.png")
+    assert done.code == 0, done.err
+    assert ("was assumed" in done.err) is (told is not None)
+    assert (told or "") in done.err

@@ -404,7 +404,11 @@ def test_a_run_that_was_not_finished_is_not_thrown_away(request_):
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"output": Path("x.pt")}, ArgumentsError, "safetensors"),
+        ({"output": Path("x.pt")}, ArgumentsError, "Call it x.safetensors"),
+        ({"output": Path("x.TXT")}, ArgumentsError, "Call it x.safetensors"),
+        ({"output": Path("v1.2.nii.gz")}, ArgumentsError, r"Call it v1\.2\.safetensors"),
+        ({"output": Path("x.Safetensors")}, ArgumentsError, "Call it x.safetensors"),
+        ({"output": Path("/")}, ArgumentsError, "names no file"),
         ({"folder": Path("no/such/folder")}, ArgumentsError, "no/such/folder"),
         ({"model": "bicubic"}, ArgumentsError, "cannot be trained"),
         ({"model": "rdts"}, ArgumentsError, "Did you mean"),
@@ -432,6 +436,22 @@ def test_what_cannot_be_is_refused_in_a_sentence(request_, changes, error, words
         finetune(replace(request_, **changes), Ear())
     assert str(caught.value).endswith(".")
     assert names(request_.output.parent) == []
+
+
+def test_a_folder_of_low_resolution_images_has_to_be_another_folder(request_, folder, tmp_path):
+    for low, words in ((tmp_path / "gone", "is no folder"), (folder, "the images itself")):
+        with pytest.raises(ArgumentsError, match=words):
+            finetune(replace(request_, folder=folder, low=low, pack_only=True), Ear())
+
+
+def test_a_dot_in_a_name_is_no_suffix_and_the_file_is_told_at_the_start(request_, folder, tmp_path):
+    ear = Ear()
+    done = finetune(replace(request_, folder=folder, output=tmp_path / "ours-v1.2", pack_only=True), ear)
+    assert done.output == tmp_path / "ours-v1.2.safetensors"
+    assert ear.notes[0] == "What comes of it is written to ours-v1.2.safetensors."
+    ear = Ear()
+    finetune(replace(request_, folder=folder, pack_only=True), ear)
+    assert not any("is written to" in note for note in ear.notes)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

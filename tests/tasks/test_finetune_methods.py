@@ -41,6 +41,8 @@ from tests.training.anatomy import phantom, tiny
 
 SIDE = (66, 60)
 SUBJECTS = 3
+LOW_PLACE = (0.25, 0.375, 0.0)
+"""Where the first voxel of an image at half the resolution lies, edges aligned."""
 FEW = {"iterations": 3, "batch": 2, "validate_every": 1, "start": "random", "then": [], "warmup": 0, "average": 0.0}
 """Untrained weights are far enough off that a step or two improves them."""
 SMALL = {"patch": 8, "minimum_deviation": 0.0}
@@ -328,16 +330,18 @@ def test_a_guide_without_its_partner_is_refused(asked, folder, tmp_path):
     assert not list(tmp_path.glob("*.work"))
 
 
-def test_captions_and_low_images_are_those_of_the_training_folder(folder, tmp_path):
+def test_captions_and_low_images_are_those_of_the_training_folder(folder, tmp_path, asked):
     lows, held, captions = tmp_path / "low", tmp_path / "held", tmp_path / "captions.txt"
 
-    def save(path, values, step):
+    def save(path, values, step, place=(0.0, 0.0, 0.0)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(values, np.diag([*step, 1.0])), path)
+        affine = np.diag([*step, 1.0])
+        affine[:3, 3] = place
+        nib.save(nib.Nifti1Image(values, affine), path)
 
     for k in range(SUBJECTS):
         image = nib.load(folder / f"s{k}" / "T2.nii.gz")
-        save(lows / f"s{k}" / "T2.nii.gz", np.asarray(image.dataobj)[::2, ::2], (1.0, 1.5, 3.0))
+        save(lows / f"s{k}" / "T2.nii.gz", np.asarray(image.dataobj)[::2, ::2], (1.0, 1.5, 3.0), LOW_PLACE)
     captions.write_text("".join(f"A brain, number {k}.\n" for k in range(SUBJECTS)))
     other = np.moveaxis(phantom(77, 2, *SIDE), 0, 2).astype(np.int16)
     save(held / "v0" / "T2.nii.gz", other, (0.5, 0.75, 3.0))
@@ -352,8 +356,14 @@ def test_captions_and_low_images_are_those_of_the_training_folder(folder, tmp_pa
 
     training = {f"s{k}": (True, f"A brain, number {k}.") for k in range(SUBJECTS)}
     assert packed() == {"val/v0": (False, None), **training}
+    own = {name: value for name, value in asked_for.items() if name != "include"}
+    ear = Ear()
+    result = finetune(replace(asked(**own, network=tiny(), validation=held), folder=folder), ear)
+    assert "Low-resolution images are made for those to validate on; the others have their own." in ear.notes
+    told = "low-resolution images came with the data for those trained on; the others were simulated: cv2 cubic"
+    assert told in result.card.read_text()
     # One beside the image to validate on is used.
-    save(held / "v0" / "T2_lr.nii.gz", other[::2, ::2], (1.0, 1.5, 3.0))
+    save(held / "v0" / "T2_lr.nii.gz", other[::2, ::2], (1.0, 1.5, 3.0), LOW_PLACE)
     assert packed() == {"val/v0": (True, None), **training}
 
 

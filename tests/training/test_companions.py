@@ -3,12 +3,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from medsr_cli import formats
 from medsr_cli.errors import ArgumentsError, InputRefused
 from medsr_cli.training.companions import Rules, attach, in_brief, is_called, misfit
 from medsr_cli.training.gather import Found, find_tree, pack_images, subject_of
+from medsr_cli.training.own_results import is_own_result
 from medsr_cli.training.pack import PackedSlices
+from medsr_cli.training.partners import chosen_slices, fits_mirrored, misplaced
 from medsr_cli.training.reading import PackOptions
 from medsr_cli.volume.volume import Volume
 
@@ -195,13 +198,105 @@ def test_partners_beside_the_images(tmp_path):
     assert "at low resolution" in unscaled.skipped[0]
 
 
+def low_grid(**fields):
+    """Half the rows and columns of `grid(40, 32)`, edges aligned."""
+    affine = np.diag([2.0, 2.0, 1.0, 1.0])
+    affine[:2, 3] = 0.5
+    return grid(20, 16, **{"affine": affine, **fields})
+
+
+def moved(volume, matrix):
+    """The grid with its array indices changed: by a flip, a step or another order of axes."""
+    return replace(volume, affine=volume.affine @ matrix)
+
+
+def flip(axis, length):
+    matrix = np.eye(4)
+    matrix[axis, axis], matrix[axis, 3] = -1, length - 1
+    return matrix
+
+
+def step(axis, by):
+    matrix = np.eye(4)
+    matrix[axis, 3] = by
+    return matrix
+
+
+def test_a_partner_has_the_place_of_its_image():
+    image, low = grid(40, 32), low_grid()
+    assert misplaced(image, low, 2) is None
+    # Turned and moved together in the patient, and stored with other axes for rows and columns: still the same.
+    turn = np.array([[0.8, -0.6, 0, 5], [0.6, 0.8, 0, -7], [0, 0, 1, 3], [0, 0, 0, 1.0]])
+    both = [replace(volume, affine=turn @ volume.affine) for volume in (image, low)]
+    assert misplaced(*both, 2) is None
+    swap = np.eye(4)[:, [1, 0, 2, 3]]
+    stored = replace(moved(low, swap), plane_axes=(0, 1), array_shape=(20, 16, 5))
+    assert misplaced(image, stored, 2) is None
+    for by, fits in ((0.04, True), (0.06, False)):  # of a low-resolution voxel: twice as many of the image
+        for axis in (0, 1):
+            assert (misplaced(image, moved(low, step(axis, by)), 2) is None) is fits
+    assert "0.2 voxels" in misplaced(image, moved(low, step(2, 0.2)), 2)
+
+
+def test_a_partner_in_another_order_or_place_is_no_partner():
+    image, low = grid(40, 32), low_grid()
+    for axis, length in enumerate((16, 20, 5)):
+        assert "run in other directions" in misplaced(image, moved(low, flip(axis, length)), 2)
+        assert "in another place" in misplaced(image, moved(low, step(axis, 0.5)), 2)
+    # First voxels' centres aligned, as by taking every second voxel.
+    assert "0.5 voxels" in misplaced(image, moved(low, step(0, -0.25)), 2)
+    square, small = grid(40, 40), low_grid(array_shape=(20, 20, 5))
+    small = replace(small, columns=20)
+    assert misplaced(square, small, 2) is None
+    assert "run in other directions" in misplaced(square, moved(small, np.eye(4)[:, [1, 0, 2, 3]]), 2)
+    assert "only one of the two" in misplaced(image, replace(low, affine=None), 2)
+    assert "20 x 16 x 5 voxels" in misplaced(image, low, 3)
+    assert misplaced(picture(40, 32), picture(20, 16), 2) is None
+    assert "nowhere" in misplaced(image, replace(low, affine=np.full((4, 4), np.nan)), 2)
+
+
+def test_a_partner_in_another_place_is_told_with_its_image(tmp_path):
+    volumes = {
+        "high/a/x.nii": grid(40, 32),
+        "high/b/x.nii": grid(40, 32),
+        "low/a/x.nii": low_grid(),
+        "low/b/x.nii": moved(low_grid(), flip(0, 16)),
+    }
+    attached = Headers(tmp_path, volumes).attach("high", low=tmp_path / "low", scale=2)
+    assert [image.name for image in attached.images] == ["a/x.nii"]
+    assert attached.skipped[0].startswith("b/x.nii was left out: its partner x.nii does not fit (its voxels run in")
+
+
+def test_pixels_that_fit_better_mirrored():
+    rng = np.random.default_rng(3)
+    high = gaussian_filter(rng.random((40, 36, 36)), (1, 3, 3))
+    low = high.reshape(40, 12, 3, 12, 3).mean((2, 4)) + rng.normal(0, 0.01, (40, 12, 12))
+    chosen = chosen_slices(40)
+    assert chosen == sorted(39 - k for k in chosen)
+    assert len(chosen) == 16
+    assert (chosen_slices(1), chosen_slices(2), chosen_slices(3)) == ([0], [0, 1], [0, 1, 2])
+
+    def told(other):
+        return fits_mirrored(high[chosen], 100 * other[chosen] - 7)
+
+    assert told(low) is None
+    assert told(low[:, ::-1]) == "upside down"
+    assert told(low[:, :, ::-1]) == "left to right"
+    assert told(low[::-1]) == "in the reverse order of slices"
+    assert told(low[::-1, ::-1]) == "upside down and in the reverse order of slices"
+    assert told(low.transpose(0, 2, 1)) == "with rows for columns"
+    assert told(np.zeros_like(low)) is None
+    even = high + high[:, ::-1]
+    assert fits_mirrored(even, even.reshape(40, 12, 3, 12, 3).mean((2, 4))[:, ::-1]) is None
+
+
 def test_partners_of_a_second_folder(tmp_path):
     volumes = {
         "high/a/x.nii.gz": grid(40, 32),
         "high/b/y.nii.gz": grid(40, 32),
         "high/c/z.nii.gz": grid(40, 32),
-        "low/a/x.nii.gz": grid(20, 16, step=2.0),
-        "low/b/y_lr.nii": grid(20, 16, step=2.0),
+        "low/a/x.nii.gz": low_grid(),
+        "low/b/y_lr.nii": low_grid(),
     }
     headers = Headers(tmp_path, volumes)
     attached = headers.attach("high", low=tmp_path / "low", scale=2)
@@ -328,3 +423,39 @@ def test_shared_ultrasound_in_three_channels(tmp_path):
     for k, image in enumerate(few):
         pixels = next(iter(formats.open_image(image.path).slices()))[:3] / 255
         assert np.abs(slices.slice(k) - pixels).max() < 1e-4
+
+
+# -- results of medsr itself -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stem", "is_it"),
+    [
+        ("T2_x4-rdst", True),
+        ("T2_x2.5-miassr_consistency", True),
+        ("T2_x2x3-cohft-s_spread", True),
+        ("T2_0.5mm-miassr_intermediate", True),
+        ("T2_X3-bicubic-roi", True),
+        ("T2_consistency", False),
+        ("T2_x4", False),
+        ("T2_x4-axial", False),
+        ("x4-rdst", False),
+        ("T2_x4-rdst_mask", False),
+    ],
+)
+def test_names_of_results(stem, is_it):
+    assert is_own_result(stem) is is_it
+
+
+def test_results_of_upscale_are_no_images_unless_asked_for(tmp_path):
+    names = ["p/T2.nii.gz", "p/T2_x4-rdst.nii.gz", "p/T2_x4-rdst_consistency.nii.gz", "q/T1.nii.gz"]
+    headers = Headers(tmp_path, dict.fromkeys(names, grid()))
+    attached = headers.attach()
+    assert [image.name for image in attached.images] == ["p/T2.nii.gz", "q/T1.nii.gz"]
+    assert attached.skipped == [
+        f"{name} was left out: by its name it is a result of medsr upscale." for name in names[1:3]
+    ]
+    tree = find_tree(tmp_path, formats.is_image_name, ["*_x4-rdst.nii.gz"])
+    assert [image.name for image in tree.images] == names[1:2]
+    tree = find_tree(tmp_path, formats.is_image_name, results=["*rdst*"])
+    assert [image.name for image in tree.images] == names

@@ -1,3 +1,4 @@
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -382,6 +383,41 @@ def test_companions_are_packed_slice_by_slice(tmp_path):
         # Values of one scale: the range of the high-resolution image, so that both agree.
         assert slices.slice_of("low", k)[0] == pytest.approx(slices.slice(k)[::2, ::2], abs=1e-4)
     assert "1 images have a guide." in ear.notes
+
+
+def test_a_mirrored_low_resolution_image_leaves_its_image_out(tmp_path):
+    low = phantom(0)[:, ::2, ::2]
+    pairs = {"right": low, "down": low[:, ::-1], "across": low[:, :, ::-1], "reverse": low[::-1]}
+    found = [
+        replace(
+            Found(save(tmp_path / name / "a.npy", phantom(0) + k), name, f"{name}/a.npy"),
+            low=Found(save(tmp_path / name / "l.npy", pixels + k), name, f"{name}/l.npy"),
+        )
+        for k, (name, pixels) in enumerate(pairs.items())
+    ]
+    gathered = pack(found, tmp_path / "p.safetensors")
+    assert (gathered.volumes, gathered.lows) == (1, 1)
+    ways = ("upside down", "left to right", "in the reverse order of slices")
+    assert gathered.skipped == [
+        f"{name}/a.npy was left out: its low-resolution partner l.npy fits better {how}, so the two are not of one "
+        "orientation."
+        for name, how in zip(("down", "across", "reverse"), ways, strict=True)
+    ]
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    save(tmp_path / "a.npy", phantom(0))
+    os.mkfifo(tmp_path / "b.npy")
+    assert [image.name for image in find_tree(tmp_path, is_npy).images] == ["a.npy"]
+
+
+def test_a_copy_is_told_by_its_path(tmp_path):
+    found = [Found(save(tmp_path / s / "T2.npy", phantom(0)), s, f"{s}/T2.npy") for s in "ab"]
+    gathered = pack(found, tmp_path / "p.safetensors")
+    assert gathered.skipped == ["b/T2.npy was left out: it is the same image as a/T2.npy."]
+    held = [replace(found[0], validation=True), found[0]]
+    gathered = pack(held, tmp_path / "q.safetensors")
+    assert gathered.skipped == ["a/T2.npy was left out: it is the same image as a/T2.npy (to validate on)."]
 
 
 def test_a_low_resolution_image_of_other_values_has_its_own_range(tmp_path):

@@ -229,6 +229,26 @@ def test_the_degradation_is_told_with_kernel_blur_and_noise(changes, name, words
     assert words in told
 
 
+@pytest.mark.parametrize(
+    ("given", "words", "limit"),
+    [
+        ((0, 0), None, "; the low-resolution images were simulated"),
+        ((1, 1), "came with the data; nothing was simulated", None),
+        ((1, 0), "came with the data for those trained on; the others were simulated: cv2", "; some of the low-"),
+        ((0, 1), "came with the data for those validated on; the others were simulated: cv2", "; some of the low-"),
+        ((0.5, 1), "for 50.0% of those trained on and those validated on; the others were", "; some of the low-"),
+    ],
+)
+def test_the_card_tells_which_low_resolution_images_were_simulated(given, words, limit):
+    told = degradation_of(dataclasses.replace(QUICK, noise=0.0), given=given)[1]
+    assert ("came with the data" in told) is (words is not None)
+    assert (words or "") in told
+    card = write_card(dataclasses.replace(facts(), degradation_in_words=told), 1, "0" * 64)
+    assert told in card
+    assert (limit or "") in card
+    assert ("may differ" in card) is (limit is not None)
+
+
 def test_every_degradation_has_its_words():
     for name in DEGRADATIONS:
         recipe = dataclasses.replace(QUICK, method="m2trans", degradation=name)

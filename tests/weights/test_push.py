@@ -35,7 +35,7 @@ from receiving_site import (
 )
 from test_fetch import running_tls
 
-from medsr_cli.errors import ArgumentsError, MedsrError, RunError, WeightsError
+from medsr_cli.errors import ArgumentsError, InputRefused, MedsrError, RunError, WeightsError
 from medsr_cli.networks import load_network
 from medsr_cli.networks.rdst import Rdst
 from medsr_cli.tasks.pull import PullRequest, pull
@@ -400,10 +400,10 @@ def test_an_address_that_cannot_be_pulled_from_is_told_as_one_for_people(
 # -- what may be sent --------------------------------------------------------------------------------------
 
 
-def refusal(path: Path, card: Path | None = None) -> str:
+def refusal(path: Path, card: Path | None = None, code: int = 5) -> str:
     with pytest.raises(MedsrError) as caught:
         push(PushRequest(str(path), "https://host.example/", card=card, dry_run=True))
-    assert caught.value.exit_code == 5
+    assert caught.value.exit_code == code
     return str(caught.value)
 
 
@@ -455,8 +455,8 @@ def test_a_card_with_a_gap_is_refused(ours: Path, old: str, new: str, words: str
     text = card_text(hashlib.sha256(ours.read_bytes()).hexdigest(), command=None if "recipe" in words else "medsr ...")
     assert old in text
     card.write_text(text.replace(old, new))
-    assert words in refusal(ours)
-    assert card.name in refusal(ours)
+    assert words in refusal(ours, code=6)
+    assert card.name in refusal(ours, code=6)
 
 
 def test_a_card_that_the_manifest_cannot_take_names_the_field(ours: Path) -> None:
@@ -629,7 +629,7 @@ def test_weights_without_a_licence_are_not_handed_on(store: Store, ours: Path) -
     licence = {"code": "MIT", "weights": "not stated by the authors", "data": "CC0"}
     entry = entry_for(ours.read_bytes(), "https://example.org/x", scales=[2], licence=licence)
     store.write(store.path(entry), ours.read_bytes())
-    with pytest.raises(WeightsError, match="may not be handed on"):
+    with pytest.raises(InputRefused, match="may not be handed on"):
         push(PushRequest("toy", "https://host/", dry_run=True), shelf=Shelf(Manifest("mr", (entry,)), store))
 
 
