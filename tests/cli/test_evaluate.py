@@ -73,7 +73,7 @@ def test_exit_codes_of_evaluate(medsr, tree, tmp_path):
     assert "broken.nii.gz" in some.err
     only_broken = medsr("evaluate", tree, "-m", "bicubic", "--include", "broken*")
     assert only_broken.code == 6
-    assert medsr("evaluate", tree, "-m", "msgan", "-s", 4).code == 5
+    assert medsr("evaluate", tree, "--weights", "rdst-x4-oasis-e1", "-s", 4).code == 5
     fid = medsr("evaluate", tree, "-m", "bicubic", "--fid")
     assert fid.code == 5
     assert "medsr weights pull" in fid.err
