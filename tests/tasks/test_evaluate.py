@@ -251,7 +251,7 @@ def test_what_a_person_would_leave_out_is_left_out(tree):
 
 def test_missing_weights_stop_everything(tree):
     with pytest.raises(WeightsError):
-        evaluate(request(tree, "msgan", 4.0))
+        evaluate(request(tree, "rdst", 4.0, weights="rdst-x4-oasis-e1"))
     with pytest.raises(WeightsError, match="weights pull"):
         evaluate(request(tree, "bicubic", fid=True))
     with pytest.raises(ArgumentsError, match="--guide-name"):
