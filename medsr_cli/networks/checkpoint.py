@@ -207,7 +207,8 @@ def save_network(network: nn.Module, metadata: Mapping[str, str] | None = None, 
     Args:
         network: one of the catalogue's networks.
         metadata: free entries; keys that begin with `medsr.` are this module's.
-        half: store trained tensors as float16. Frozen ones (mean and deviation) stay float32.
+        half: store trained tensors as float16. Frozen ones (mean and deviation) and those of one dimension stay
+            float32: biases take next to no room, and their rounding moves the brightness of the whole image.
 
     Raises:
         WeightsError: not a network of the catalogue, a value is NaN, infinite or beyond float16, or a
@@ -228,7 +229,7 @@ def save_network(network: nn.Module, metadata: Mapping[str, str] | None = None, 
     tensors = {}
     for key, value in network.state_dict().items():
         stored = _finite(key, value.detach().cpu(), "the network")
-        if half and key not in frozen:
+        if half and key not in frozen and stored.ndim > 1:
             stored = _halved(key, stored)
         # A copy, since safetensors refuses tensors that share memory: Cohf-T has a convolution of two names.
         tensors[key] = stored.clone(memory_format=torch.contiguous_format)

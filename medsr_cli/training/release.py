@@ -50,15 +50,12 @@ def best_network(net: nn.Module, state: TrainingState, score: Scorer, *, half: b
 
 
 def rounded_to_half(net: nn.Module) -> nn.Module:
-    """A copy whose tensors are those that a half-precision file would give back; frozen ones stay.
-
-    Statistics of batch norms are stored in half precision too, see `networks.checkpoint.save_network`.
-    """
+    """A copy whose tensors are those that a half-precision file would give back, see `save_network`."""
     rounded = copy.deepcopy(net)
     frozen = {name for name, parameter in rounded.named_parameters() if not parameter.requires_grad}
     with torch.no_grad():
         for name, tensor in rounded.state_dict().items():
-            if name not in frozen and tensor.is_floating_point():
+            if name not in frozen and tensor.is_floating_point() and tensor.ndim > 1:
                 tensor.copy_(tensor.half())
     return rounded.eval()
 

@@ -87,13 +87,14 @@ def test_half_precision_is_upcast_and_frozen_stays_exact(tmp_path: Path) -> None
     stored, original = found.state_dict(), network.state_dict()
     assert torch.equal(stored["add_mean.bias"], original["add_mean.bias"])
     assert torch.equal(stored["head.weight"], original["head.weight"].half().float())
+    assert torch.equal(stored["head.bias"], original["head.bias"])
 
 
 def test_half_precision_refuses_what_overflows() -> None:
     network = Rdst(TINY)
     with torch.no_grad():
-        network.state_dict()["head.bias"].fill_(1e6)
-    with pytest.raises(WeightsError, match=r"head\.bias .*half precision"):
+        network.state_dict()["head.weight"].fill_(1e6)
+    with pytest.raises(WeightsError, match=r"head\.weight .*half precision"):
         checkpoint.save_network(network, half=True)
 
 
