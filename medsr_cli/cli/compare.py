@@ -47,7 +47,7 @@ def compare(
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="Write comparison.json and comparison.html there."),
     ] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="Write the JSON report to this file.")] = None,
+    report: options.ReportFile = None,
     page: Annotated[
         Path | None, typer.Option("--html", help="Write one page: slider, differences, histograms, headers.")
     ] = None,

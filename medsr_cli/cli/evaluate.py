@@ -52,7 +52,7 @@ def evaluate(
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="Write evaluation.json, slices.csv and report.html there."),
     ] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="Write the JSON report to this file.")] = None,
+    report: options.ReportFile = None,
     table: Annotated[Path | None, typer.Option("--csv", help="Write a line for each slice and model.")] = None,
     page: Annotated[
         Path | None, typer.Option("--html", help="Write one page with tables, slices and error maps.")
@@ -130,9 +130,7 @@ def evaluate(
     ] = None,
     overwrite: options.Overwrite = False,
     offline: options.Offline = False,
-    allow_unpinned: Annotated[
-        bool, typer.Option("--allow-unpinned", help="Use weights whose hash is not known.")
-    ] = False,
+    allow_unpinned: options.AllowUnpinned = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,

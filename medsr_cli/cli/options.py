@@ -23,6 +23,7 @@ Axis = Annotated[
     str, typer.Option("--axis", help="Slices: auto (acquired plane), axial, sagittal, coronal, or array axis 0, 1, 2.")
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Open no socket.")]
+AllowUnpinned = Annotated[bool, typer.Option("--allow-unpinned", help="Use weights whose hash is not known.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result that exists.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
@@ -30,6 +31,7 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but erro
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
 LogFile = Annotated[Path | None, typer.Option("--log-file", help="Also write what is said, and every traceback, here.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.")]
+ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the JSON report to this file.")]
 Report = Annotated[
     Path | None, typer.Option("--report", help="Write a JSON report: geometry, intensities, consistency, versions.")
 ]

@@ -103,9 +103,7 @@ def upscale(
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse what would otherwise be a warning.")] = False,
     offline: options.Offline = False,
-    allow_unpinned: Annotated[
-        bool, typer.Option("--allow-unpinned", help="Use weights whose hash is not known.")
-    ] = False,
+    allow_unpinned: options.AllowUnpinned = False,
     as_json: options.AsJson = False,
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,

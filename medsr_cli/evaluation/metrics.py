@@ -29,12 +29,16 @@ def psnr(result: Image, reference: Image, margin: int = 0) -> float:
     Raises:
         ValueError: nothing is left of the images without their border.
     """
-    difference = _inner(result, margin) - _inner(reference, margin)
+    difference = without_border(result, margin) - without_border(reference, margin)
     if not difference.size:
         msg = f"Nothing is left of {reference.shape} pixels without a border of {margin}."
         raise ValueError(msg)
-    error = float(np.mean(np.square(difference, dtype=np.float64)))
-    return IDENTICAL_DB if error == 0 else min(-10 * math.log10(error), IDENTICAL_DB)
+    return decibels(float(np.mean(np.square(difference, dtype=np.float64))))
+
+
+def decibels(error: float, peak: float = 1.0) -> float:
+    """The PSNR that a mean squared error is, `IDENTICAL_DB` at most."""
+    return IDENTICAL_DB if error == 0 else min(10 * math.log10(peak**2 / error), IDENTICAL_DB)
 
 
 def ssim(result: Image, reference: Image, margin: int = 0) -> float:
@@ -43,8 +47,8 @@ def ssim(result: Image, reference: Image, margin: int = 0) -> float:
     Raises:
         ValueError: what is left of the images is smaller than the 7x7 window.
     """
-    x = _inner(result, margin).astype(np.float64)
-    y = _inner(reference, margin).astype(np.float64)
+    x = without_border(result, margin).astype(np.float64)
+    y = without_border(reference, margin).astype(np.float64)
     if min(x.shape) < SSIM_WINDOW:
         msg = f"SSIM needs images of at least {SSIM_WINDOW} pixels a side, got {x.shape}."
         raise ValueError(msg)
@@ -67,7 +71,8 @@ def dice(result: NDArray[Any], reference: NDArray[Any], labels: Sequence[int]) -
     return (2 * shared + DICE_EPSILON) / (either + DICE_EPSILON)
 
 
-def _inner(image: Image, margin: int) -> Image:
+def without_border(image: Image, margin: int) -> Image:
+    """(rows, columns) less `margin` pixels on every side; empty where there are not so many."""
     rows, columns = image.shape
     return image[margin : max(rows - margin, margin), margin : max(columns - margin, margin)]
 

@@ -7,7 +7,6 @@ The uniform 7x7 window of RDST and MIASSR is in `metrics`.
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import Literal
 
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import correlate1d
 
-from medsr_cli.evaluation.metrics import IDENTICAL_DB
+from medsr_cli.evaluation.metrics import decibels, without_border
 
 WINDOW = 11
 DEVIATION_PIXELS = 1.5
@@ -92,12 +91,11 @@ def gaussian_ssim(
 def psnr_y(result: Image, reference: Image, margin: int = 0) -> float:
     """PSNR in dB of the luma of (C, rows, columns) in [0, 1], peak 255, `margin` pixels removed (M2Trans)."""
     _refuse_shapes(result, reference)
-    difference = _inner(luma(result) - luma(reference), margin)
+    difference = without_border(luma(result) - luma(reference), margin)
     if not difference.size:
         msg = f"Nothing is left of {result.shape[-2:]} pixels without a border of {margin}."
         raise ValueError(msg)
-    error = float(np.mean(np.square(difference)))
-    return IDENTICAL_DB if error == 0 else min(10 * math.log10(255.0**2 / error), IDENTICAL_DB)
+    return decibels(float(np.mean(np.square(difference))), peak=255.0)
 
 
 def ssim_y(result: Image, reference: Image, margin: int = 0) -> float:
@@ -136,8 +134,7 @@ def cohft_ssim(result: Image, reference: Image) -> float:
 def cohft_psnr(result: Image, reference: Image) -> float:
     """PSNR in dB, peak 1, of the squared error of everything that is given at once: a slice, or a chunk of slices."""
     _refuse_shapes(result, reference)
-    error = float(np.mean(np.square(result.astype(np.float64) - reference.astype(np.float64))))
-    return IDENTICAL_DB if error == 0 else min(-10 * math.log10(error), IDENTICAL_DB)
+    return decibels(float(np.mean(np.square(result.astype(np.float64) - reference.astype(np.float64)))))
 
 
 def chunks(slices: int, most: int = COHFT_CHUNK_SLICES) -> list[slice]:
@@ -147,7 +144,7 @@ def chunks(slices: int, most: int = COHFT_CHUNK_SLICES) -> list[slice]:
 
 def _ssim_of_luma(result: Image, reference: Image, margin: int, offset: float, window_sum: float = 1.0) -> float:
     _refuse_shapes(result, reference)
-    x, y = (_inner(luma(image) + offset, margin) for image in (result, reference))
+    x, y = (without_border(luma(image) + offset, margin) for image in (result, reference))
     return gaussian_ssim(x, y, c1=(K1 * 255) ** 2, c2=(K2 * 255) ** 2, window_sum=window_sum)
 
 
@@ -155,11 +152,6 @@ def _refuse_shapes(result: Image, reference: Image) -> None:
     if result.shape != reference.shape or result.ndim < 2:
         msg = f"Images of shapes {result.shape} and {reference.shape} cannot be compared."
         raise ValueError(msg)
-
-
-def _inner(image: Doubles, margin: int) -> Doubles:
-    rows, columns = image.shape[-2:]
-    return image[..., margin : max(rows - margin, margin), margin : max(columns - margin, margin)]
 
 
 @lru_cache(maxsize=1)

@@ -24,11 +24,9 @@ from medsr_cli.formats.contract import Derivation, Reader, ReadOptions, Writer
 from medsr_cli.provenance.record import NOTICE, sha256_of, software
 from medsr_cli.tasks.compare_grids import (
     Holes,
-    MapSource,
     Relation,
     Seen,
     grid_of,
-    placed_map,
     position_mm,
     relation_of,
     seen_of,
@@ -37,6 +35,7 @@ from medsr_cli.tasks.compare_grids import (
 from medsr_cli.tasks.compare_headers import Difference, header_differences, patient_remark
 from medsr_cli.tasks.compare_structure import Flagged, Structure, structure_of
 from medsr_cli.tasks.evaluation_outputs import refuse_outputs
+from medsr_cli.tasks.maps import MapSource, map_volume
 from medsr_cli.tasks.progress import Progress, Silent
 from medsr_cli.tasks.report import geometry
 from medsr_cli.volume.degradation import DEGRADATIONS
@@ -321,7 +320,7 @@ def _open(request: CompareRequest) -> tuple[Reader, Reader]:
 
 
 def _map_writers(stack: ExitStack, request: CompareRequest, source: Reader, grid: Volume) -> dict[str, Writer]:
-    result = placed_map(grid)
+    result = map_volume(grid)
     found = {}
     for name, path in (("flagged", request.flagged_map), ("difference", request.difference_map)):
         if path is not None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from medsr_cli.errors import InputRefused
 from medsr_cli.formats.contract import Pixels, Reader
 from medsr_cli.tasks.evaluation_inputs import filled
+from medsr_cli.tasks.maps import map_volume
 from medsr_cli.volume.degradation import Degradation
 from medsr_cli.volume.geometry import Affine
 from medsr_cli.volume.intensity import IntensityRange, usable_values
@@ -247,7 +248,7 @@ def _resampled(first: Reader, second: Reader) -> Iterator[tuple[Unit, Mask]]:
     masks: list[Mask] = []
     placed = load(b, _noting(second, masks), own)
     # Of an image without holes there is no second one to sample.
-    odd = load(placed_map(b), (mask[None].astype(np.float32) for mask in masks), own) if np.any(masks) else None
+    odd = load(map_volume(b), (mask[None].astype(np.float32) for mask in masks), own) if np.any(masks) else None
     for at in range(grid[2]):
         plane = view.sample(placed, at).astype(np.float64)
         mask = np.zeros(plane.shape, np.bool_) if odd is None else view.sample(odd, at) > TOUCHED
@@ -277,31 +278,6 @@ def position_mm(volume: Volume, row: float, column: float, slice_number: int) ->
         if axis < 3:
             index[axis] = at
     return [round(float(value), 3) for value in (volume.affine @ index)[:3]]
-
-
-def placed_map(volume: Volume) -> Volume:
-    """A map of real numbers on a grid: float32, one channel, no units of its own."""
-    return replace(
-        volume,
-        dtype=np.dtype(np.float32), channels=1, alpha=False, lowest=None, highest=None, padding=None,
-        value_scale=(1.0, 0.0),
-    )  # fmt: skip
-
-
-@dataclass
-class MapSource:
-    """Stands for a reader where a map has no header of its own to keep."""
-
-    volume: Volume
-    path: Any
-
-    def slices(self) -> Iterator[Pixels]:
-        """None: it is only written for."""
-        return iter(())
-
-    def details(self) -> dict[str, str | int | float | bool | None]:
-        """None."""
-        return {}
 
 
 def working_range(seen: Seen) -> IntensityRange:

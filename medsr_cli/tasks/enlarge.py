@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -301,20 +301,6 @@ class _Outlet:
         """Stop without waiting."""
         for behind in (self.main, *self.others.values()):
             behind.abandon()
-
-
-def spread_volume(grid: Volume) -> Volume:
-    """What a map of deviations is: an image's grid, in float32 of the file's own units."""
-    return replace(
-        grid,
-        dtype=np.dtype(np.float32),
-        channels=1,
-        alpha=False,
-        lowest=None,
-        highest=None,
-        padding=None,
-        value_scale=(1.0, 0.0),
-    )
 
 
 def _repeated(planes: Pixels, result: Volume) -> Pixels:

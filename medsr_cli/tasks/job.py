@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,10 @@ from medsr_cli.errors import ArgumentsError, InputRefused, QualityGateFailed
 from medsr_cli.evaluation.consistency import CORRELATION_LIMIT, CORRELATION_WARNING
 from medsr_cli.formats.atomic import atomic_file, refuse_existing
 from medsr_cli.formats.contract import Derivation, Reader, ReadOptions
-from medsr_cli.tasks.enlarge import CONSISTENCY, SPREAD, Enlarger, Measured, Stream, spread_volume
+from medsr_cli.tasks.enlarge import CONSISTENCY, SPREAD, Enlarger, Measured, Stream
 from medsr_cli.tasks.inputs import beside, refuse_same, target_of
 from medsr_cli.tasks.magnification import Factors
+from medsr_cli.tasks.maps import MapSource, map_volume
 from medsr_cli.tasks.model import PERCEPTUAL_WARNING, Model, degradation_of
 from medsr_cli.tasks.progress import Progress
 from medsr_cli.tasks.report import remarks, report_of
@@ -270,14 +271,14 @@ class Job:
             said = derivation_of(model, reader.volume, grid)
             extras[INTERMEDIATE] = grid, self._open_extra(stack, item, paths[INTERMEDIATE], reader, grid, said)
         if SPREAD in paths:
-            grid = spread_volume(result)
+            grid = map_volume(result)
             said = replace(derivation, method=f"{derivation.method} {SPREAD}")
-            source = _Placed(grid, item.source)
+            source = MapSource(grid, item.source)
             extras[SPREAD] = grid, self._open_extra(stack, item, paths[SPREAD], source, grid, said)
         if CONSISTENCY in paths:
-            grid = spread_volume(reader.volume)
+            grid = map_volume(reader.volume)
             said = replace(derivation_of(model, grid, grid), method=f"{derivation.method} {CONSISTENCY}")
-            source = _Placed(grid, item.source)
+            source = MapSource(grid, item.source)
             extras[CONSISTENCY] = grid, self._open_extra(stack, item, paths[CONSISTENCY], source, grid, said)
         return extras
 
@@ -314,22 +315,6 @@ class Job:
         if preview:
             with atomic_file(preview, overwrite=True) as file:
                 file.write(preview_png(measured.shown, volume, result))
-
-
-@dataclass
-class _Placed:
-    """A grid that stands for a reader where a map has no header of its own to keep."""
-
-    volume: Volume
-    path: Path
-
-    def slices(self) -> Iterator[Any]:
-        """None: it is only written for."""
-        return iter(())
-
-    def details(self) -> dict[str, str | int | float | bool | None]:
-        """None."""
-        return {}
 
 
 def derivation_of(model: Model, volume: Volume, result: Volume) -> Derivation:

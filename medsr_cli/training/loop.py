@@ -32,12 +32,10 @@ from medsr_cli.training.interruption import Clock, Stopped, StopSwitch
 from medsr_cli.training.losses import build_terms
 from medsr_cli.training.prefetch import Prefetcher
 from medsr_cli.training.processes import Processes, accelerator_for
-from medsr_cli.training.rdst_start import forget_momenta, grow, linear_part, parameter_groups, start_from_linear
+from medsr_cli.training.rdst_start import forget_momenta, linear_part, parameter_groups
 from medsr_cli.training.recipe import Recipe
 from medsr_cli.training.state import TrainingState, not_a_state, read_state, state_of, write_state
 from medsr_cli.training.validation import Score, mean_gain
-
-__all__ = ["Sampler", "Trainer", "TrainingState", "Watcher", "grow", "linear_part", "read_state", "start_from_linear"]
 
 SAVE_EVERY_SECONDS = 300.0
 """Longest time between two states on the disk: what a power cut can cost."""

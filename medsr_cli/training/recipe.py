@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
 from itertools import pairwise
@@ -143,7 +143,7 @@ class Recipe:
         """The learning rate of a step of this stage, counted from zero."""
         return self.learning_rate * self.rate_factor_at(step)
 
-    @property
+    @cached_property
     def stages(self) -> list[Recipe]:
         """One recipe for each stage, each with what the stages before it changed.
 

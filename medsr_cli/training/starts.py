@@ -45,11 +45,6 @@ def begin_as_interpolation(net: nn.Module) -> None:
             raise ValueError(msg)
 
 
-def can_begin_as_interpolation(net: nn.Module) -> bool:
-    """Whether `begin_as_interpolation` knows the network."""
-    return isinstance(net, (Miassr, MsGan, M2Trans, Cohft))
-
-
 def _convolution(module: nn.Module | Tensor) -> nn.Conv2d:
     """The module, of which the networks' own types say less."""
     if not isinstance(module, nn.Conv2d):

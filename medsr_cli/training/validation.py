@@ -162,10 +162,6 @@ def mean_gain(scores: Iterable[Score]) -> float:
     return float(np.mean([score.gain for score in scores]))
 
 
-mean_gain_db = mean_gain
-"""The same, where all scores are of enlarging."""
-
-
 def spread(indices: Indices, most: int) -> Indices:
     """At most `most` of the indices, evenly spread, always the same ones; 0 takes all."""
     if not most or len(indices) <= most:

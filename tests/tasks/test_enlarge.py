@@ -10,7 +10,8 @@ import pytest
 from medsr_cli.engines.engine import Enlarged
 from medsr_cli.engines.wrapped import Ensemble
 from medsr_cli.errors import QualityGateFailed
-from medsr_cli.tasks.enlarge import SPREAD, Enlarger, Stream, nearest_indices, spread_volume
+from medsr_cli.tasks.enlarge import SPREAD, Enlarger, Stream, nearest_indices
+from medsr_cli.tasks.maps import map_volume
 from medsr_cli.tasks.progress import Silent
 from medsr_cli.volume.intensity import measure
 from medsr_cli.volume.volume import Volume
@@ -216,7 +217,7 @@ def test_the_spread_of_an_ensemble_is_in_units_of_the_image():
             planes[..., 0, :] += 0.001
             return Enlarged(planes)
 
-    grid = spread_volume(memory.volume)
+    grid = map_volume(memory.volume)
     maps = Memory(np.zeros((1, 1, 8, 8), np.float32))
     stream = Stream(memory, memory.volume, measure(memory.slices(), -1.0), memory, extras={SPREAD: (grid, maps)})
     Enlarger([stream], Ensemble(Leaning())).run(Silent())

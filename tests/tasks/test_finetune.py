@@ -36,7 +36,7 @@ from medsr_cli.training import interruption, loop
 from medsr_cli.training.pack import PackedSlices
 from medsr_cli.training.recipe import changed, recipe_named
 from medsr_cli.training.state import read_state
-from medsr_cli.training.validation import mean_gain_db, validate
+from medsr_cli.training.validation import mean_gain, validate
 from tests.training.anatomy import packed, phantom, tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ class Ear:
             self.act()
 
     def validated(self, done, scores, best):
-        self.validations.append((done, mean_gain_db(scores)))
+        self.validations.append((done, mean_gain(scores)))
 
 
 WHOLE = ["out.log.jsonl", "out.md", "out.png", "out.safetensors"]
@@ -139,7 +139,7 @@ def test_the_checkpoint_does_what_its_card_says(trained, pack):
     held = {score.subject for score in result.scores}
     assert len(held) == 1
     again = validate(net, slices, slices.indices_of(held), 2)
-    assert mean_gain_db(again) == pytest.approx(result.gain_db, abs=1e-6)
+    assert mean_gain(again) == pytest.approx(result.gain_db, abs=1e-6)
     card = result.card.read_text()
     assert f"{result.gain_db:+.2f} dB" in card
     front = yaml.safe_load(card.split("---\n")[1])
@@ -521,7 +521,7 @@ def test_fine_tuning_starts_where_the_checkpoint_is(request_, trained, pack):
         finetune(tuned, ear)
     slices = PackedSlices(pack)
     held = slices.indices_of({score.subject for score in trained[1].scores})
-    expected = mean_gain_db(validate(load_network(trained[1].output), slices, held, 2))
+    expected = mean_gain(validate(load_network(trained[1].output), slices, held, 2))
     assert ear.validations[0] == (0, pytest.approx(expected, abs=1e-6))
 
 

@@ -18,8 +18,8 @@ from medsr_cli.training import state as state_file
 from medsr_cli.training.compiling import compiled
 from medsr_cli.training.forward import forward
 from medsr_cli.training.interruption import Stopped, StopSwitch
-from medsr_cli.training.loop import grow, linear_part, start_from_linear
 from medsr_cli.training.prefetch import Prefetcher
+from medsr_cli.training.rdst_start import grow, linear_part, start_from_linear
 from medsr_cli.training.recipe import Recipe, changed
 from tests.training.anatomy import tiny_network
 from tests.training.small_runs import (

@@ -13,7 +13,7 @@ from medsr_cli.networks.m2trans import M2Trans, M2TransConfig
 from medsr_cli.networks.miassr import Miassr, MiassrConfig
 from medsr_cli.networks.msgan import MsGan, MsGanConfig
 from medsr_cli.networks.rdst import Rdst, RdstConfig
-from medsr_cli.training.starts import begin_as_interpolation, can_begin_as_interpolation
+from medsr_cli.training.starts import begin_as_interpolation
 
 
 def smooth(channels: int = 1, side: int = 32) -> torch.Tensor:
@@ -92,7 +92,6 @@ def test_every_weight_that_should_learn_gets_a_gradient():
 
 
 def test_what_cannot_start_so_is_refused():
-    assert not can_begin_as_interpolation(Rdst(RdstConfig(n_rdstb=1)))
     with pytest.raises(ValueError, match="cannot start"):
         begin_as_interpolation(Rdst(RdstConfig(n_rdstb=1)))
     with pytest.raises(ValueError, match="features"):

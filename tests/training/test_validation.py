@@ -19,7 +19,6 @@ from medsr_cli.training.validation import (
     any_scales,
     conditions_of,
     mean_gain,
-    mean_gain_db,
     planes,
     spread,
     validate,
@@ -65,7 +64,7 @@ def test_figures_are_the_protocols(slices):
     result = resize(low, (46, 40)) + np.float32(0.01)
     assert score.psnr == pytest.approx(psnr(result[2:-2, 2:-2], high[2:-2, 2:-2]), abs=1e-6)
     assert score.bicubic_ssim == pytest.approx(ssim(resize(low, (46, 40)), high, 2), abs=1e-9)
-    assert mean_gain_db([score]) == score.psnr - score.bicubic_psnr
+    assert mean_gain([score]) == score.psnr - score.bicubic_psnr
 
 
 def test_bicubic_is_measured_once(slices, monkeypatch):
