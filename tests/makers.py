@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -75,3 +76,13 @@ def fit_last(net: torch.nn.Module, last: torch.nn.Conv2d, target: torch.Tensor, 
         last.weight.copy_(solved[: channels * 9].T.reshape(last.weight.shape))
         if last.bias is not None:
             last.bias.copy_(solved[-1])
+
+
+def torch_engine(net: Any, traits: Any, *, precision: str = "auto", tile: int | None = None) -> Any:
+    """An engine on the CPU around a network that is in no catalogue; traits may be its factor alone."""
+    from medsr_cli.engines.network_engine import NetworkEngine
+    from medsr_cli.engines.torch_runner import TorchRunner
+    from medsr_cli.engines.traits import Traits
+
+    facts = traits if isinstance(traits, Traits) else Traits(traits)
+    return NetworkEngine(TorchRunner(net, device="cpu", precision=precision), facts, tile=tile)

@@ -217,7 +217,7 @@ def segmentation_network(name: str, request: ModelRequest) -> SegUnet:
     Raises:
         WeightsError: it is not here, or is a checkpoint of something else.
     """
-    from medsr_cli.engines.torch_engine import find_device
+    from medsr_cli.engines.devices import find_device
     from medsr_cli.networks import load_network
     from medsr_cli.networks.seg_unet import SegUnet
     from medsr_cli.tasks.weights import open_shelf
@@ -242,7 +242,7 @@ def inception_network(request: ModelRequest) -> Inception:
     Raises:
         WeightsError: it is not on this machine; the sentence has the command that fetches it.
     """
-    from medsr_cli.engines.torch_engine import find_device
+    from medsr_cli.engines.devices import find_device
     from medsr_cli.evaluation.fid import WEIGHTS_ID, missing_weights
     from medsr_cli.networks import load_network
     from medsr_cli.networks.inception import Inception

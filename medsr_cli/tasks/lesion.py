@@ -93,7 +93,7 @@ def _centres(reader: Reader, intensity: IntensityRange, request: ModelRequest, p
     """The detector's centre (x, y), normalised to [0, 1], for every slice with something in it."""
     import torch
 
-    from medsr_cli.engines.torch_engine import find_device
+    from medsr_cli.engines.devices import find_device
     from medsr_cli.networks import load_network
 
     device = find_device(request.device)

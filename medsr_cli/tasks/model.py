@@ -293,7 +293,7 @@ def _load(
 ) -> Model:
     import torch
 
-    from medsr_cli.engines.build import engine_for
+    from medsr_cli.engines.torch_runner import engine_for
     from medsr_cli.networks import load_network
     from medsr_cli.networks.checkpoint import entry_of
     from medsr_cli.provenance.record import sha256_of
@@ -310,7 +310,7 @@ def _load(
     if max(own_scale) < max(scale):
         msg = f"{checkpoint_id} enlarges by {in_words(own_scale)} at most, not by {in_words(scale)}."
         raise ArgumentsError(msg, "--fit shrinks the result of a larger scale; use weights of one.")
-    engine = engine_for(net, arch, own_scale, device=request.device, precision=request.precision, tile=request.tile)
+    engine: Engine = engine_for(net, arch, own_scale, device=request.device, precision=request.precision, tile=request.tile)
     facts: dict[str, Any] = {}
     if degradation_named(card.degradation or arch.degradation).first_centres:
         engine = Realigned(engine)

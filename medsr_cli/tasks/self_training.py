@@ -74,8 +74,8 @@ def train_on(
     """
     import torch
 
-    from medsr_cli.engines.build import engine_for
-    from medsr_cli.engines.torch_engine import find_device
+    from medsr_cli.engines.devices import find_device
+    from medsr_cli.engines.torch_runner import engine_for
 
     factor = _factor(scale, request)
     device = find_device(request.device)

@@ -73,7 +73,7 @@ class Workshop:
     @classmethod
     def set_up(cls, request: FinetuneRequest, work: WorkFolder, watcher: Watcher, *, resuming: bool) -> Workshop:
         """Choose the recipe, pack, split, build, and load the state of a run that goes on."""
-        from medsr_cli.engines.torch_engine import find_device
+        from medsr_cli.engines.devices import find_device
         from medsr_cli.training.loop import Trainer
         from medsr_cli.training.processes import accelerator_for
 

@@ -105,16 +105,17 @@ def test_miassr_of_the_authors_keeps_their_rounding(medsr, scan, tmp_path):
 @pytest.mark.parametrize("scale", [(2.7, 2.7), (1.3, 3.9)])
 @pytest.mark.parametrize("rounding", ["exact", "reference"])
 def test_miassr_in_tiles_is_miassr(scale, rounding):
-    from medsr_cli.engines.any_scale import AnyScaleEngine
+    from medsr_cli.engines.torch_runner import engine_for
+    from medsr_cli.networks.catalogue import MIASSR
 
     torch.manual_seed(3)
     net = Miassr(MiassrConfig(n_blocks=2, n_feats=8, hidden=16, rounding=rounding)).eval()
     planes = np.random.default_rng(0).random((2, 1, 150, 131))
-    whole = AnyScaleEngine(net, scale, device="cpu").run(planes).planes
-    tiled = AnyScaleEngine(net, scale, device="cpu", tile=64).run(planes).planes
-    assert whole.shape[-2:] == AnyScaleEngine(net, scale, device="cpu").size_of(150, 131)
+    whole = engine_for(net, MIASSR, scale, device="cpu").run(planes).planes
+    tiled = engine_for(net, MIASSR, scale, device="cpu", tile=64).run(planes).planes
+    assert whole.shape[-2:] == engine_for(net, MIASSR, scale, device="cpu").size_of(150, 131)
     np.testing.assert_allclose(tiled, whole, atol=2e-6 * np.ptp(whole))
-    turned = AnyScaleEngine(net, scale, device="cpu").turned()
+    turned = engine_for(net, MIASSR, scale, device="cpu").turned()
     assert turned.size_of(131, 150) == whole.shape[:-3:-1]
 
 
@@ -149,7 +150,7 @@ def test_msgan_with_its_intermediate_result(medsr, scan, tmp_path, extractors):
 
 
 def test_msgan_in_tiles_is_msgan():
-    from medsr_cli.engines.build import engine_for
+    from medsr_cli.engines.torch_runner import engine_for
     from medsr_cli.networks.catalogue import MSGAN
 
     torch.manual_seed(5)

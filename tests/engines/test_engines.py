@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from medsr_cli.engines.devices import find_device
 from medsr_cli.engines.engine import Engine, Interpolation
-from medsr_cli.engines.torch_engine import TorchEngine, find_device
 from medsr_cli.errors import ArgumentsError
-from tests.makers import almost_nearest
+from tests.makers import almost_nearest, torch_engine
 
 MAKERS = {
     "bicubic": lambda: Interpolation("cubic", 2),
     "lanczos": lambda: Interpolation("lanczos", 2),
-    "torch": lambda: TorchEngine(almost_nearest(2), 2, device="cpu"),
-    "torch-tiled": lambda: TorchEngine(almost_nearest(2), 2, device="cpu", tile=64),
+    "torch": lambda: torch_engine(almost_nearest(2), 2),
+    "torch-tiled": lambda: torch_engine(almost_nearest(2), 2, tile=64),
 }
 
 
@@ -59,8 +59,8 @@ def test_interpolation_keeps_constants_and_lines(kernel, scale):
 
 def test_tiled_is_close_to_whole_on_a_network():
     planes = np.random.default_rng(3).random((1, 1, 128, 96))
-    whole = TorchEngine(almost_nearest(2), 2, device="cpu").run(planes).planes
-    tiled = TorchEngine(almost_nearest(2), 2, device="cpu", tile=64).run(planes).planes
+    whole = torch_engine(almost_nearest(2), 2).run(planes).planes
+    tiled = torch_engine(almost_nearest(2), 2, tile=64).run(planes).planes
     assert np.abs(whole - tiled).max() < 0.02 * np.ptp(whole)
 
 
@@ -68,6 +68,6 @@ def test_odd_requests_are_refused():
     with pytest.raises(ArgumentsError):
         find_device("toaster")
     with pytest.raises(ArgumentsError):
-        TorchEngine(almost_nearest(2), 2, device="cpu", tile=8)
+        torch_engine(almost_nearest(2), 2, tile=8)
     with pytest.raises(ArgumentsError):
-        TorchEngine(almost_nearest(2), 2, device="cpu", precision="fp16")
+        torch_engine(almost_nearest(2), 2, precision="fp16")

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medsr_cli.engines.engine import Enlarged, Interpolation
-from medsr_cli.engines.torch_engine import TorchEngine
 from medsr_cli.engines.wrapped import (
     BackProjected,
     Colours,
@@ -21,7 +20,7 @@ from medsr_cli.engines.wrapped import (
 )
 from medsr_cli.volume.degradation import BAND_LIMITED, BICUBIC_ANTIALIASED, CUBIC, DEGRADATIONS, degradation_named
 from medsr_cli.volume.resample import resize
-from tests.makers import almost_nearest
+from tests.makers import almost_nearest, torch_engine
 
 
 class Counted(Interpolation):
@@ -76,7 +75,7 @@ def test_an_ensemble_turns_its_guide_and_extras_along():
 
 
 def test_an_ensemble_averages_what_depends_on_the_way_up():
-    engine = TorchEngine(almost_nearest(2), 2, device="cpu")
+    engine = torch_engine(almost_nearest(2), 2)
     planes = np.random.default_rng(4).random((1, 1, 16, 24))
     result = Ensemble(engine).run(planes)
     turned = [orient_back(engine.run(orient(planes, k)).planes, k) for k in range(8)]

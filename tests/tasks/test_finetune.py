@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from medsr_cli import formats
 from medsr_cli.cli import finetune as cli
-from medsr_cli.engines.torch_engine import find_device
+from medsr_cli.engines.devices import find_device
 from medsr_cli.errors import (
     ArgumentsError,
     DeviceUnavailable,

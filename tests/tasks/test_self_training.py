@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from medsr_cli.engines.torch_engine import EnlargedFirst, Traits
+from medsr_cli.engines.torch_runner import engine_for
 from medsr_cli.engines.wrapped import Colours, median_of_orientations
 from medsr_cli.networks import catalogue, checkpoint
 
@@ -21,7 +21,7 @@ def test_the_engine_is_the_released_inference(shared, tile):
     net = checkpoint.network_from_state(state, catalogue.USCYCLEGAN)
     for case in json.loads(path.with_suffix(".json").read_text())["cases"]:
         low = tensors[case["x"]].permute(2, 0, 1).numpy()[None].astype(np.float64)
-        inner = EnlargedFirst(net, Traits.of(catalogue.USCYCLEGAN, net), device="cpu", tile=tile)
+        inner = engine_for(net, catalogue.USCYCLEGAN, (2, 2), device="cpu", tile=tile)
         result = median_of_orientations(Colours(inner)).run(low)
         expected = tensors[case["y_sym"]].permute(2, 0, 1).numpy()
         np.testing.assert_allclose(result.planes[0], expected, atol=1e-4 * np.ptp(expected))
