@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -96,8 +96,8 @@ class Pipeline:
     """
 
     def __init__(self) -> None:
-        self._behind: list[Behind[T]] = []  # type: ignore[valid-type]  # of any items, each of its own
-        self._queues: list[Queue[T]] = []  # type: ignore[valid-type]
+        self._behind: list[Behind[Any]] = []
+        self._queues: list[Queue[Any]] = []
         self._threads: list[threading.Thread] = []
         self._first_error: BaseException | None = None
         self._lock = threading.Lock()
@@ -128,6 +128,7 @@ class Pipeline:
             try:
                 for item in items:
                     queue.put(item, weigh(item))
+                    del item  # while the next one is made, this one must not be held
                 queue.end()
             finally:
                 # A reader that is stopped half-way closes its file here, not when someone collects garbage.
@@ -143,7 +144,7 @@ class Pipeline:
         def work() -> None:
             for item in _until_the_end(queue):
                 take(item)
-                del item  # while the next one is waited for, this one must not be held
+                del item  # nor while the next one is waited for
 
         self._start(name, work, queue)
         stage = Behind(queue, self._threads[-1])
@@ -165,7 +166,10 @@ class Pipeline:
             except BaseException as error:
                 self._stop(error)
 
-        self._queues.append(queue)
+        with self._lock:
+            self._queues.append(queue)
+            if self._first_error is not None:
+                queue.stop(self._first_error)
         thread = threading.Thread(target=guarded, name=f"medsr-{name}", daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -173,9 +177,8 @@ class Pipeline:
     def _stop(self, error: BaseException) -> None:
         with self._lock:
             self._first_error = self._first_error or error
-            first = self._first_error
-        for queue in self._queues:
-            queue.stop(first)
+            for queue in self._queues:
+                queue.stop(self._first_error)
 
 
 class Behind(Generic[T]):

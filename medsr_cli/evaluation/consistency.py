@@ -112,6 +112,7 @@ class Consistency:
                 outside of the input's values.
         """
         self._refuse_broken(given, result, slice_number)
+        result = result.astype(np.float64, copy=False)  # once for both
         again = self.own.add(given, result, slice_number)
         self.local.add(given, again, slice_number)
         if self.plain is not self.own:
@@ -119,17 +120,21 @@ class Consistency:
         return np.abs(again - given)
 
     def _refuse_broken(self, given: Plane, result: Plane, slice_number: int) -> None:
-        if not np.isfinite(result).all():
+        lowest, highest = float(result.min()), float(result.max())
+        # Values that are no numbers go through minimum and maximum, and infinite ones are such.
+        if not (math.isfinite(lowest) and math.isfinite(highest)):
             msg = f"The network returned values that are not numbers in slice {slice_number + 1}."
             raise QualityGateFailed(msg, "Use --precision fp32; nothing was written.")
-        if np.ptp(result) == 0 and np.ptp(given) > 0:
+        if lowest == highest and np.ptp(given) > 0:
             msg = f"The network returned a constant image for slice {slice_number + 1}."
             raise QualityGateFailed(msg, "The checkpoint is broken or does not suit; nothing was written.")
         shift = abs(float(result.mean(dtype=np.float64) - given.mean(dtype=np.float64)))
         if shift > MEAN_SHIFT_LIMIT:
             msg = f"The mean of slice {slice_number + 1} moved by {shift:.0%} of the volume's range."
             raise QualityGateFailed(msg, "The checkpoint does not suit this image; nothing was written.")
-        self.largest_overshoot = max(self.largest_overshoot, float(result.max()) - 1, -float(result.min()))
+        self.largest_overshoot = max(self.largest_overshoot, highest - 1, -lowest)
+        if lowest >= -OVERSHOOT and highest <= 1 + OVERSHOOT:
+            return
         beyond = float(np.mean((result < -OVERSHOOT) | (result > 1 + OVERSHOOT)))
         if beyond > OVERSHOOT_LIMIT:
             msg = f"{beyond:.0%} of slice {slice_number + 1} came out far beyond the values of the input."

@@ -76,8 +76,13 @@ def atomic_path(target: Path, *, overwrite: bool = False, verify: Verify | None 
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path, *, overwrite: bool = False, verify: Verify | None = None) -> Iterator[Path]:
-    """Yield an empty folder that becomes `target`, whole, when the block ends without an error."""
+def atomic_folder(
+    target: Path, *, overwrite: bool = False, verify: Verify | None = None, flushed: bool = False
+) -> Iterator[Path]:
+    """Yield an empty folder that becomes `target`, whole, when the block ends without an error.
+
+    `flushed` says that whoever filled it has brought every file to the disk already.
+    """
     refuse_existing(target, overwrite, ANY_REMEDY)
     _make_folder(target)
     sweep_stale(target.parent)
@@ -89,7 +94,7 @@ def atomic_folder(target: Path, *, overwrite: bool = False, verify: Verify | Non
             try:
                 temporary.mkdir()
                 yield temporary
-                for path in temporary.rglob("*"):
+                for path in () if flushed else temporary.rglob("*"):
                     _fsync_path(path)
                 _fsync_folder(temporary)
                 if verify is not None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -41,6 +42,35 @@ SPOOL_BYTES = 64 * MIB
 """Entries of an archive up to this size stay in memory, larger ones go to an unnamed temporary file."""
 
 
+class _WithoutWarnings:
+    """Python's warnings off while any thread is inside.
+
+    `warnings.catch_warnings` saves and restores for the whole process: of two threads the second would save what
+    the first had silenced, and leave it so, or the first would let the second's warnings out.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._kept = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._kept.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._kept.close()
+
+
+_WITHOUT_WARNINGS = _WithoutWarnings()
+
+
 @contextlib.contextmanager
 def refusing(name: str, stage: str) -> Iterator[None]:
     """Turn whatever a library raises into `InputRefused`: `name` could not be read, at `stage`.
@@ -48,8 +78,7 @@ def refusing(name: str, stage: str) -> Iterator[None]:
     The library's own words are left out, for they may quote a tag's value.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _WITHOUT_WARNINGS:
             yield
     except MedsrError:
         raise

@@ -1,11 +1,20 @@
-"""Writing a derived series: one file for each source file, frame after frame, whole or not at all."""
+"""Writing a derived series: one file for each source file, frame after frame, whole or not at all.
+
+Values are encoded, written and flushed to the disk by a few threads, each with a frame of its own. Headers are made one
+at a time: pydicom is Python, which runs in one thread at once anyway, and switching its warnings off is not safe in
+several.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
+import threading
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,33 +41,44 @@ Pixels = NDArray[Any]
 LARGEST_PIXEL_DATA = (1 << 31) - 2
 """Bytes of pixels in one file. The standard has room for twice as many; many readers count in signed integers."""
 
+THREADS = 4
+"""Threads that write, whatever the number of cores: most of the time they wait for the disk."""
+PENDING_BYTES = 64 << 20
+"""Pixels of frames that threads are busy with or that wait for one; a single frame may have more."""
+
 _CHECKED_TAGS: list[Any] = ["Rows", "Columns", "NumberOfFrames", "SOPInstanceUID", "SeriesInstanceUID"]
 
 
 class _OpenFile:
-    """A derived file whose header is written and whose frames are being filled in."""
+    """A derived file whose header is written and whose frames are being filled in, by any thread."""
 
-    def __init__(self, file: BinaryIO, offset: int, frame_bytes: int, frames: int) -> None:
+    def __init__(self, file: BinaryIO, header: bytes, frame_bytes: int, frames: int) -> None:
         self.file = file
-        self.offset = offset
+        self.offset = len(header)
         self.frame_bytes = frame_bytes
         self.missing = frames
         self.total = frames
+        self._lock = threading.Lock()
+        file.write(header)
 
-    def put(self, index: int, pixels: bytes) -> None:
-        self.file.seek(self.offset + index * self.frame_bytes)
-        self.file.write(pixels)
-        self.missing -= 1
-        if not self.missing and (self.total * self.frame_bytes) % 2:
-            self.file.seek(0, io.SEEK_END)
-            self.file.write(b"\0")
+    def put(self, index: int, pixels: memoryview) -> bool:
+        """Write a frame; returns whether it was the last one that was missing."""
+        with self._lock:
+            self.file.seek(self.offset + index * self.frame_bytes)
+            self.file.write(pixels)
+            self.missing -= 1
+            if not self.missing and (self.total * self.frame_bytes) % 2:
+                self.file.seek(0, io.SEEK_END)
+                self.file.write(b"\0")
+            return not self.missing
 
 
 class DicomWriter:
-    """Takes the slices of a derived series in the reader's order."""
+    """Takes the slices of a derived series in the reader's order; `close` ends its threads."""
 
     def __init__(self, source: DicomReader, result: Volume, lineage: Lineage, place: Path | BinaryIO) -> None:
         self.clipped = 0
+        """Complete when every slice was written."""
         self.warnings: tuple[str, ...] = ()
         self.written = 0
         self._source = source
@@ -66,30 +86,40 @@ class DicomWriter:
         self._lineage = lineage
         self._place = place
         self._open: dict[int, _OpenFile] = {}
+        self._opening = threading.Lock()
         self._files = ExitStack()
         self._numbers = _instance_numbers(source.instances)
         self._names = {id(instance): at for at, instance in enumerate(source.instances, 1)}
+        self._threads = ThreadPoolExecutor(THREADS, "medsr-dicom")
+        self._pending: deque[Future[int]] = deque()
+        frame_bytes = result.rows * result.columns * result.channels * result.dtype.itemsize
+        self._most_pending = max(min(THREADS, PENDING_BYTES // frame_bytes), 1)
 
     def write(self, pixels: Pixels) -> None:
-        """Take the next slice, (channels, rows', columns') in the volume's type.
+        """Take the next slice, (channels, rows', columns') in the volume's type, which must not be changed after.
+
+        What goes wrong with a slice is raised by this call or a later one, in the order of the slices; the last call
+        waits for all of them.
 
         Raises:
             RunError: it has another shape or type, holds NaN, or there are too many.
             InputRefused: the header of the source cannot be read again.
         """
         frames = self._source.stack.frames
+        shape = (self._result.channels, self._result.rows, self._result.columns)
+        if self.written >= len(frames) or pixels.shape != shape or pixels.dtype != self._result.dtype:
+            self._wait(0)
         if self.written >= len(frames):
             msg = f"More than {len(frames)} slices were made."
             raise RunError(msg)
-        shape = (self._result.channels, self._result.rows, self._result.columns)
         if pixels.shape != shape or pixels.dtype != self._result.dtype:
             msg = f"A slice of {pixels.shape} {pixels.dtype} was made where {shape} {self._result.dtype} belongs."
             raise RunError(msg)
-        frame = frames[self.written]
-        stored = self._stored(pixels, frame)
-        self._file_of(frame.instance).put(frame.index, stored.tobytes())
-        self._close_if_full(frame.instance)
+        self._wait(self._most_pending - 1)
+        self._pending.append(self._threads.submit(self._write, pixels, frames[self.written]))
         self.written += 1
+        if self.written == len(frames):
+            self._wait(0)
 
     def finish(self) -> None:
         """Check that every slice came.
@@ -97,18 +127,33 @@ class DicomWriter:
         Raises:
             RunError: slices are missing.
         """
+        self._wait(0)
         missing = len(self._source.stack.frames) - self.written
         if missing:
             msg = f"{missing} slices are missing from the result."
             raise RunError(msg, "Nothing was written.")
 
     def close(self) -> None:
-        """Close the files that are still open."""
+        """End the threads, frames that none of them has begun with left out, and close the files."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
         self._files.close()
 
-    def _stored(self, pixels: Pixels, frame: FrameRef) -> Pixels:
-        """Little-endian stored values, (rows', columns') or (rows', columns', 3)."""
+    def _wait(self, most: int) -> None:
+        """Until at most so many slices are pending; raises what the earliest of them raised."""
+        while len(self._pending) > most:
+            self.clipped += self._pending.popleft().result()
+
+    def _write(self, pixels: Pixels, frame: FrameRef) -> int:
+        """One frame, from values to the disk; returns how many were saturated."""
+        stored, clipped = self._stored(pixels, frame)
+        if self._file_of(frame.instance).put(frame.index, stored.reshape(-1).view(np.uint8).data):
+            self._close_full(frame.instance)
+        return clipped
+
+    def _stored(self, pixels: Pixels, frame: FrameRef) -> tuple[Pixels, int]:
+        """Little-endian stored values, (rows', columns') or (rows', columns', 3), and how many were saturated."""
         instance = frame.instance
+        clipped = 0
         if self._source.real_values:
             if not np.isfinite(pixels).all():
                 msg = "The result holds values that are not numbers."
@@ -118,23 +163,25 @@ class DicomWriter:
         if instance.photometric != PALETTE:
             low, high = instance.stored_range
             pixels, clipped = store(pixels, instance.stored_dtype, low, high)
-            self.clipped += clipped
         arranged = pixels[0] if pixels.shape[0] == 1 else np.moveaxis(pixels, 0, -1)
-        return np.ascontiguousarray(arranged, dtype=arranged.dtype.newbyteorder("<"))
+        return np.ascontiguousarray(arranged, dtype=arranged.dtype.newbyteorder("<")), clipped
 
     def _file_of(self, instance: Instance) -> _OpenFile:
         key = id(instance)
-        if key not in self._open:
-            header = self._header(instance)
-            file = self._place_for(instance)
-            file.write(header)
-            frame_bytes = _frame_bytes(self._result, instance)
-            self._open[key] = _OpenFile(file, len(header), frame_bytes, instance.frames)
-        return self._open[key]
+        with self._opening:
+            if key not in self._open:
+                header = self._header(instance)
+                frame_bytes = _frame_bytes(self._result, instance)
+                self._open[key] = _OpenFile(self._place_for(instance), header, frame_bytes, instance.frames)
+            return self._open[key]
 
-    def _close_if_full(self, instance: Instance) -> None:
-        if not self._open[id(instance)].missing and isinstance(self._place, Path):
-            self._open.pop(id(instance)).file.close()
+    def _close_full(self, instance: Instance) -> None:
+        if not isinstance(self._place, Path):
+            return
+        file = self._open.pop(id(instance)).file
+        file.flush()
+        os.fsync(file.fileno())  # here, where several files can wait for the disk at once
+        file.close()
 
     def _place_for(self, instance: Instance) -> BinaryIO:
         if not isinstance(self._place, Path):
@@ -180,7 +227,7 @@ def derived_series(
         if single:
             place = stack.enter_context(atomic_file(target, overwrite=overwrite, verify=verify))
         else:
-            place = stack.enter_context(atomic_folder(target, overwrite=overwrite, verify=verify))
+            place = stack.enter_context(atomic_folder(target, overwrite=overwrite, verify=verify, flushed=True))
         writer = DicomWriter(source, result, lineage, place)
         stack.callback(writer.close)
         yield writer

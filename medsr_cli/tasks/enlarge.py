@@ -3,12 +3,15 @@
 Nothing here knows formats or networks: slices come from readers, planes go to an engine, results to writers,
 and at most a few batches are in memory. Most runs have one image; registered images that a network takes
 together go through side by side, each with its own range, result and writers.
+
+Four kinds of threads work at once: one decodes and normalises batches, the caller's does nothing but run the engine,
+one turns results into stored pixels and checks them, and one for each result encodes, compresses and writes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsr_cli.engines.engine import Engine, Enlarged
-from medsr_cli.engines.pipeline import Behind, prefetched
+from medsr_cli.engines.pipeline import Behind, Pipeline, Queue
 from medsr_cli.evaluation.agreement_map import Limit
 from medsr_cli.evaluation.consistency import Consistency
 from medsr_cli.formats.contract import Reader, Writer
@@ -29,11 +32,18 @@ from medsr_cli.volume.volume import Volume
 Pixels = NDArray[Any]
 Unit = NDArray[np.floating]
 
-QUEUE_SLICES = 4
-"""Slices decoded ahead and written behind; more only cost memory."""
-
-
-LONGEST_BATCH = 8
+MIB = 1 << 20
+AHEAD_BYTES = 32 * MIB
+"""Prepared batches that wait for the engine."""
+RESULT_BYTES = 64 * MIB
+"""Results of the engine that wait to be finished: one slice of 2048 x 2048 in float64, three in float32."""
+STORED_BYTES = 32 * MIB
+"""Finished slices that wait for each writer. Where a single item is larger, one waits."""
+QUEUE_BATCHES = 2
+"""Batches in each of the first two queues, however small they are."""
+QUEUE_SLICES = 8
+"""Finished slices before each writer, however small they are."""
+LONGEST_BATCH = 4
 """Slices of a batch, however little the engine has to do with them."""
 
 SPREAD = "spread"
@@ -128,6 +138,53 @@ class _Slice:
         return all(part.unit is None for part in self.parts)
 
 
+@dataclass
+class _Batch:
+    """Slices that the engine gets at once, and what it made of them."""
+
+    slices: list[_Slice]
+    planes: NDArray[np.float64] | None = None
+    """(n, channels, rows, columns) of the slices that are not empty; None if all are."""
+    guides: Unit | None = None
+    """(n, 1, rows', columns')."""
+    results: dict[str, Unit] = field(default_factory=dict)
+    """The engine's planes under an empty name, and its extras: (n, channels, rows', columns')."""
+
+    @classmethod
+    def of(cls, slices: list[_Slice]) -> _Batch:
+        """The slices with their planes side by side, of which the parts' own become views."""
+        full = [item for item in slices if not item.empty]
+        if not full:
+            return cls(slices)
+        planes = np.stack([np.concatenate([part.planes() for part in item.parts]) for item in full])
+        for item, together in zip(full, planes, strict=True):
+            first = 0
+            for part in item.parts:
+                if part.unit is not None:
+                    part.unit = together[first : first + part.colours]
+                first += part.colours
+        guides = [item.guide for item in full if item.guide is not None]
+        for item in full:
+            item.guide = None
+        return cls(slices, planes, np.stack(guides)[:, None] if guides else None)
+
+    def held_bytes(self) -> int:
+        """What it keeps in memory."""
+        pixels = sum(part.pixels.nbytes for item in self.slices for part in item.parts)
+        made = [planes for planes in (self.planes, self.guides, *self.results.values()) if planes is not None]
+        return pixels + sum(planes.nbytes for planes in made)
+
+    def results_of_slices(self) -> Iterator[tuple[_Slice, dict[str, Unit]]]:
+        """Each slice with the planes (channels, rows', columns') that the engine made of it; none if it was empty."""
+        position = 0
+        for item in self.slices:
+            if item.empty:
+                yield item, {}
+            else:
+                yield item, {name: planes[position] for name, planes in self.results.items()}
+                position += 1
+
+
 class Enlarger:
     """Carries the slices of one image, or of registered images, through an engine."""
 
@@ -137,22 +194,22 @@ class Enlarger:
         self.engine_seconds = 0.0
 
     def run(self, progress: Progress) -> None:
-        """Stream every slice from the readers to the writers."""
-        done = 0
-        outlets = [_Outlet(stream) for stream in self.streams]
-        try:
-            with prefetched(self._prepared(), QUEUE_SLICES) as slices:
-                for batch in self._batches(slices):
-                    for item, enlarged in self._enlarged(batch):
-                        self._hand_out(item, enlarged, outlets)
-                        done += 1
-                    progress.slices(done, self.volume.slices)
-            for outlet in outlets:
-                outlet.finish()
-        except BaseException:
-            for outlet in outlets:
-                outlet.abandon()
-            raise
+        """Stream every slice from the readers to the writers.
+
+        Raises:
+            BaseException: the first that any of the threads met; none of them runs any more then.
+        """
+        with Pipeline() as pipeline:
+            outlets = [_Outlet(stream, pipeline) for stream in self.streams]
+            finishing = pipeline.behind("finish", lambda batch: self._finish(batch, outlets), _queue(RESULT_BYTES))
+            batches = pipeline.ahead("decode", self._batches(), _Batch.held_bytes, _queue(AHEAD_BYTES))
+            for batch in batches:
+                self._enlarge(batch)
+                finishing.put(batch, batch.held_bytes())
+                del batch  # while the next one is waited for, this one must not be held
+                progress.slices(min(outlet.written for outlet in outlets), self.volume.slices)
+            pipeline.finish()
+            progress.slices(min(outlet.written for outlet in outlets), self.volume.slices)
         for stream in self.streams:
             stream.measured.engine_seconds = self.engine_seconds
             stream.measured.clipped += stream.writer.clipped
@@ -166,44 +223,40 @@ class Enlarger:
             ]
             yield _Slice(parts, None if guides is None else next(guides))
 
-    def _batches(self, slices: Iterator[_Slice]) -> Iterator[list[_Slice]]:
+    def _batches(self) -> Iterator[_Batch]:
         size = self.engine.batch_of(self.volume.rows, self.volume.columns)
         batch: list[_Slice] = []
-        for item in slices:
+        for item in self._prepared():
             batch.append(item)
             planes = sum(part.colours for s in batch if not s.empty for part in s.parts)
             # Slices without contrast cost the engine nothing, but they must not pile up in memory.
             if planes >= size or len(batch) >= max(size, LONGEST_BATCH):
-                yield batch
+                yield _Batch.of(batch)
                 batch = []
         if batch:
-            yield batch
+            yield _Batch.of(batch)
 
-    def _enlarged(self, batch: list[_Slice]) -> Iterator[tuple[_Slice, dict[str, Unit]]]:
-        """Each slice with the planes (channels, rows', columns') that the engine made of it; none if it was empty."""
-        full = [item for item in batch if not item.empty]
-        results: dict[str, Unit] = {}
-        if full:
-            started = time.perf_counter()
-            planes = np.stack([np.concatenate([part.planes() for part in item.parts]) for item in full])
-            guides = [item.guide for item in full if item.guide is not None]
-            enlarged: Enlarged = self.engine.run(planes, np.stack(guides)[:, None] if guides else None)
-            results = {"": enlarged.planes, **enlarged.extras}
-            self.engine_seconds += time.perf_counter() - started
-        position = 0
-        for item in batch:
-            if item.empty:
-                yield item, {}
-            else:
-                yield item, {name: planes[position] for name, planes in results.items()}
-                position += 1
+    def _enlarge(self, batch: _Batch) -> None:
+        """Run the engine; this is all that the caller's thread does."""
+        if batch.planes is None:
+            return
+        started = time.perf_counter()
+        enlarged: Enlarged = self.engine.run(batch.planes, batch.guides)
+        batch.results = {"": enlarged.planes, **enlarged.extras}
+        batch.guides = None
+        self.engine_seconds += time.perf_counter() - started
 
-    def _hand_out(self, item: _Slice, enlarged: dict[str, Unit], outlets: list[_Outlet]) -> None:
-        first = 0
-        for part, outlet in zip(item.parts, outlets, strict=True):
-            own = slice(first, first + part.colours)
-            outlet.take(part, {name: planes[own] for name, planes in enlarged.items()})
-            first += part.colours
+    def _finish(self, batch: _Batch, outlets: list[_Outlet]) -> None:
+        for item, enlarged in batch.results_of_slices():
+            first = 0
+            for part, outlet in zip(item.parts, outlets, strict=True):
+                own = slice(first, first + part.colours)
+                outlet.take(part, {name: planes[own] for name, planes in enlarged.items()})
+                first += part.colours
+
+
+def _queue(limit_bytes: int) -> Queue[_Batch]:
+    return Queue(limit_bytes, QUEUE_BATCHES)
 
 
 def _prepare(part: _Part) -> _Part:
@@ -225,11 +278,17 @@ def _prepare(part: _Part) -> _Part:
 class _Outlet:
     """Turns planes of one image back into its own values and hands them to its writers, behind the engine."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, pipeline: Pipeline) -> None:
         self.stream, self.measured = stream, stream.measured
-        self.main: Behind[Pixels] = Behind(stream.writer.write, QUEUE_SLICES)
-        self.others = {name: Behind(writer.write, QUEUE_SLICES) for name, (_, writer) in stream.extras.items()}
+        self.written = 0
+        """Slices that the writer has taken."""
+        self.main = _writing(pipeline, self._write)
+        self.others = {name: _writing(pipeline, writer.write) for name, (_, writer) in stream.extras.items()}
         self._spread_sum, self._spread_pixels = 0.0, 0
+
+    def _write(self, pixels: Pixels) -> None:
+        self.stream.writer.write(pixels)
+        self.written += 1
 
     def take(self, part: _Part, enlarged: dict[str, Unit]) -> None:
         """Finish one slice; without planes it is repeated pixel by pixel, exactly."""
@@ -242,19 +301,19 @@ class _Outlet:
             pixels = self._finish(part, enlarged[""], self.stream.result)
         if part.number in self.stream.to_show:
             self.measured.shown.append((part.number, part.pixels, pixels))
-        self.main.put(pixels)
+        self.main.put(pixels, pixels.nbytes)
         for name, outlet in self.others.items():
-            outlet.put(self._extra(name, part, disagreement if name == CONSISTENCY else enlarged.get(name)))
+            extra = self._extra(name, part, disagreement if name == CONSISTENCY else enlarged.get(name))
+            outlet.put(extra, extra.nbytes)
 
     def _finish(self, part: _Part, unit: Unit, result: Volume) -> Pixels:
         volume = self.stream.volume
-        values = self.stream.intensity.denormalise(unit)
-        pixels, clipped = store(values, volume.dtype, volume.lowest, volume.highest)
+        pixels, clipped = self.stream.intensity.restored(unit, volume.dtype, volume.lowest, volume.highest)
         if result is self.stream.result:
             self.measured.clipped += clipped
         if part.masked is not None:
             # Padding and NaN stand where they stood, as they were: a network has no say in them.
-            pixels = np.where(_repeated(part.masked, result), _repeated(part.pixels[: len(pixels)], result), pixels)
+            np.copyto(pixels, _repeated(part.pixels[: len(pixels)], result), where=_repeated(part.masked, result))
         if not volume.alpha:
             return pixels
         alpha, _ = store(resize(part.pixels[-1:].astype(np.float64), (result.rows, result.columns)), volume.dtype)
@@ -292,15 +351,9 @@ class _Outlet:
             values = np.where(masked, np.float32(0), values)
         return values
 
-    def finish(self) -> None:
-        """Wait until everything is written."""
-        for behind in (self.main, *self.others.values()):
-            behind.finish()
 
-    def abandon(self) -> None:
-        """Stop without waiting."""
-        for behind in (self.main, *self.others.values()):
-            behind.abandon()
+def _writing(pipeline: Pipeline, write: Callable[[Pixels], None]) -> Behind[Pixels]:
+    return pipeline.behind("write", write, Queue(STORED_BYTES, QUEUE_SLICES))
 
 
 def _repeated(planes: Pixels, result: Volume) -> Pixels:

@@ -7,7 +7,8 @@ counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[Any]
+
+BLOCK_VALUES = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,40 @@ class IntensityRange:
     def denormalise(self, unit: NDArray[np.floating]) -> NDArray[np.float64]:
         """The inverse of `normalise`."""
         return unit.astype(np.float64) * self.width + self.minimum
+
+    def restored(
+        self,
+        unit: NDArray[np.floating],
+        dtype: np.dtype[Any],
+        lowest: float | None = None,
+        highest: float | None = None,
+    ) -> tuple[Pixels, int]:
+        """`store(denormalise(unit), ...)`, a few rows at a time: the same values, without float64 copies of all.
+
+        Args:
+            unit: (..., rows, columns), values about [0, 1].
+            dtype: the stored type.
+            lowest: smallest value that can be stored; None takes that of the type.
+            highest: largest value that can be stored; None takes that of the type.
+
+        Returns:
+            The pixels and the number of values that had to be saturated.
+        """
+        pixels = np.empty(unit.shape, dtype)
+        clipped = 0
+        for rows in blocks_of_rows(unit.shape):
+            block, outside = store(self.denormalise(unit[..., rows, :]), dtype, lowest, highest)
+            pixels[..., rows, :] = block
+            clipped += outside
+        return pixels, clipped
+
+
+def blocks_of_rows(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows of (..., rows, columns) that make up about BLOCK_VALUES: few enough to stay in a cache as float64."""
+    rows = shape[-2]
+    step = max(BLOCK_VALUES * rows // max(math.prod(shape), 1), 1)
+    for first in range(0, rows, step):
+        yield slice(first, min(first + step, rows))
 
 
 def full_scale(intensity: IntensityRange, dtype: np.dtype[Any]) -> IntensityRange:
@@ -98,11 +135,12 @@ def store(
     limits = np.iinfo(dtype)
     low = limits.min if lowest is None else max(int(lowest), limits.min)
     high = limits.max if highest is None else min(int(highest), limits.max)
+    if values.dtype.kind in "iu" and (not values.size or (int(values.min()) >= low and int(values.max()) <= high)):
+        return values.astype(dtype), 0  # nothing to round, nothing to saturate
     rounded = np.rint(values)
     # 64-bit limits are no float64 numbers: the comparison takes the nearest ones that do not wrap.
     top = np.float64(high) if int(np.float64(high)) <= high else np.nextafter(np.float64(high), 0)
-    inside = (rounded >= low) & (rounded <= top)
-    n_outside = int(rounded.size - inside.sum())
+    n_outside = rounded.size - int(np.count_nonzero((rounded >= low) & (rounded <= top)))
     if n_outside:
         rounded = np.clip(np.nan_to_num(rounded, nan=low, posinf=top, neginf=low), low, top)
     return rounded.astype(dtype), n_outside

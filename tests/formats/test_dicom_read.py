@@ -501,3 +501,31 @@ def test_opening_decodes_nothing_and_slices_start_anew(tmp_path, monkeypatch):
     slices = reader.slices()
     next(slices)
     assert len(decoded) == 7  # one slice at a time
+
+
+def test_threads_that_read_at_once_silence_warnings_together_and_leave_them_as_they_were():
+    import threading
+    import warnings
+
+    from medsr_cli.formats.dicom_files import refusing
+
+    inside, leave = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with refusing("a", "reading"):
+            inside.set()
+            leave.wait(10)
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        filters = list(warnings.filters)
+        thread = threading.Thread(target=first)
+        thread.start()
+        assert inside.wait(10)
+        with refusing("b", "reading"):
+            leave.set()
+            thread.join()
+            warnings.warn("the first has left, the second is still reading", stacklevel=1)
+        assert warnings.filters == filters
+        warnings.warn("nobody reads", stacklevel=1)
+    assert [str(warning.message) for warning in told] == ["nobody reads"]

@@ -3,6 +3,8 @@
 import re
 import shutil
 import subprocess
+import threading
+import time
 from dataclasses import replace
 
 import nibabel as nib
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEGBaseline8Bit
 
-from medsr_cli.errors import ArgumentsError, RunError
+from medsr_cli.errors import ArgumentsError, InputRefused, RunError
+from medsr_cli.formats import dicom_write
 from medsr_cli.formats.dicom import open_reader, open_writer
 from medsr_cli.volume.geometry import voxel_centres_mm
 from tests.formats.dicom_makers import (
@@ -325,6 +328,148 @@ def test_a_missing_or_a_wrong_slice_leaves_nothing(tmp_path):
         with pytest.raises(RunError, match=phrase):
             write_all(tmp_path / "out", source, result, slices)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+# -- several threads ------------------------------------------------------------------------------------------
+
+
+def writing_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("medsr-dicom")]
+
+
+def slowed(monkeypatch, name, before):
+    """Call `before` ahead of a method of the writer."""
+    method = getattr(dicom_write.DicomWriter, name)
+    monkeypatch.setattr(dicom_write.DicomWriter, name, lambda self, *a: (before(*a), method(self, *a))[1])
+
+
+def test_frames_are_encoded_at_once_and_headers_one_at_a_time(tmp_path, monkeypatch):
+    at_once = {"_stored": [0, 0], "_header": [0, 0]}
+    lock = threading.Lock()
+    for name, (_, _) in list(at_once.items()):
+        method = getattr(dicom_write.DicomWriter, name)
+
+        def counted(self, *args, name=name, method=method):
+            with lock:
+                at_once[name][0] += 1
+                at_once[name][1] = max(at_once[name])
+            time.sleep(0.01)
+            result = method(self, *args)
+            with lock:
+                at_once[name][0] -= 1
+            return result
+
+        monkeypatch.setattr(dicom_write.DicomWriter, name, counted)
+    stored = series(tmp_path / "in", 16)
+    derive(open_reader(tmp_path / "in", OPTIONS), tmp_path / "out")
+    assert 2 <= at_once["_stored"][1] <= dicom_write.THREADS
+    assert at_once["_header"][1] == 1
+    assert not writing_threads()
+    back = open_reader(tmp_path / "out", OPTIONS)
+    assert np.array_equal(np.concatenate(list(back.slices())), enlarge(stored))
+
+
+def test_files_keep_their_names_and_numbers_however_threads_race(tmp_path, monkeypatch):
+    """Early slices take longest: their files are written last, under the names that they would have had first."""
+    rng = np.random.default_rng(3)
+    slowed(monkeypatch, "_stored", lambda *_: time.sleep(float(rng.random()) * 0.02))
+    stored = series(tmp_path / "in", 12)
+    source = open_reader(tmp_path / "in", OPTIONS)
+    derive(source, tmp_path / "out")
+    for at, path in enumerate(sorted((tmp_path / "out").iterdir())):
+        new = pydicom.dcmread(path)
+        instance = source.stack.frames[at].instance
+        assert path.name == f"{at + 1:04d}.dcm"
+        assert new.SourceImageSequence[0].ReferencedSOPInstanceUID == instance.sop_instance
+        assert new.InstanceNumber == 12 - at
+        assert np.array_equal(new.pixel_array, enlarge(stored[at]))
+
+
+def test_frames_of_one_file_race_into_their_places(tmp_path, monkeypatch):
+    """With an odd number of bytes, which is padded behind the last frame, whichever is written last."""
+    ds = header()
+    ds.NumberOfFrames, ds.BitsAllocated, ds.BitsStored, ds.HighBit = 9, 8, 8, 7
+    pixels = np.random.default_rng(4).integers(0, 256, (9, 6, 5)).astype(np.uint8)
+    save(ds, tmp_path / "a.dcm", pixels)
+    source = open_reader(tmp_path / "a.dcm", OPTIONS)
+    result = source.volume.enlarged(9, 7)
+    large = np.random.default_rng(5).integers(0, 256, (9, 1, 9, 7)).astype(np.uint8)
+    first_ones = iter([0.05, 0.03, 0.01])
+    slowed(monkeypatch, "_stored", lambda *_: time.sleep(next(first_ones, 0)))
+    with open_writer(tmp_path / "b.dcm", source, result, DERIVATION, overwrite=False) as writer:
+        for plane in large:
+            writer.write(plane)
+    assert np.array_equal(pydicom.dcmread(tmp_path / "b.dcm").pixel_array, large[:, 0])
+
+
+@pytest.mark.parametrize("at", [0, 3, 11])
+@pytest.mark.parametrize("stage", ["_stored", "_header", "_close_full"])
+def test_a_failure_in_any_thread_fails_the_series(tmp_path, monkeypatch, stage, at):
+    series(tmp_path / "in", 12)
+    source = open_reader(tmp_path / "in", OPTIONS)
+    unlucky = source.stack.frames[at].instance
+
+    def fail(*args):
+        if any(arg is unlucky or getattr(arg, "instance", None) is unlucky for arg in args):
+            raise InputRefused("unlucky")
+
+    slowed(monkeypatch, stage, fail)
+    with pytest.raises(InputRefused, match="unlucky"):
+        derive(source, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert not writing_threads()
+
+
+def test_of_several_failures_that_of_the_earliest_slice_is_told(tmp_path, monkeypatch):
+    series(tmp_path / "in", 8)
+    source = open_reader(tmp_path / "in", OPTIONS)
+    numbers = {id(frame.instance): at for at, frame in enumerate(source.stack.frames)}
+
+    def fail(pixels, frame):
+        number = numbers[id(frame.instance)]
+        time.sleep(0.05 if number == 1 else 0)
+        if number >= 1:
+            raise InputRefused(f"slice {number}")
+
+    slowed(monkeypatch, "_stored", fail)
+    with pytest.raises(InputRefused, match="slice 1"):
+        derive(source, tmp_path / "out")
+
+
+def test_an_error_outside_leaves_no_thread_and_no_file(tmp_path, monkeypatch):
+    series(tmp_path / "in", 8)
+    source = open_reader(tmp_path / "in", OPTIONS)
+    slowed(monkeypatch, "_stored", lambda *_: time.sleep(0.02))
+
+    def stop_half_way() -> None:
+        with open_writer(tmp_path / "out", source, source.volume, DERIVATION, overwrite=False) as writer:
+            for number, pixels in enumerate(source.slices()):
+                writer.write(pixels)
+                if number == 5:
+                    raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_half_way()
+    assert not writing_threads()
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_few_large_frames_are_pending(tmp_path, monkeypatch):
+    """A frame of more than half of the bytes that may be pending is written before the next one is taken."""
+    monkeypatch.setattr(dicom_write, "PENDING_BYTES", 2 * 6 * 5 * 3 // 2)
+    series(tmp_path / "in", 6)
+    source = open_reader(tmp_path / "in", OPTIONS)
+    busy, most = [0], [0]
+
+    def begin(*_):
+        busy[0] += 1
+        most[0] = max(most[0], busy[0])
+        time.sleep(0.01)
+        busy[0] -= 1
+
+    slowed(monkeypatch, "_stored", begin)
+    derive(source, tmp_path / "out", 1)
+    assert most == [1]
 
 
 def test_a_result_that_does_not_read_back_is_not_kept(tmp_path, monkeypatch):

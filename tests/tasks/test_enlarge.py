@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
+from medsr_cli import formats
 from medsr_cli.engines.engine import Enlarged
 from medsr_cli.engines.wrapped import Ensemble
-from medsr_cli.errors import QualityGateFailed
+from medsr_cli.errors import QualityGateFailed, RunError
+from medsr_cli.formats.contract import Derivation
 from medsr_cli.tasks.enlarge import SPREAD, Enlarger, Stream, nearest_indices
 from medsr_cli.tasks.maps import map_volume
 from medsr_cli.tasks.progress import Silent
-from medsr_cli.volume.intensity import measure
+from medsr_cli.volume.intensity import IntensityRange, measure, store
+from medsr_cli.volume.resample import axis_weights, resize
 from medsr_cli.volume.volume import Volume
 
 
@@ -121,6 +127,8 @@ def test_saturation_is_counted():
     ("spoil", "said"),
     [
         (lambda planes: planes * np.nan, "not numbers"),
+        (lambda planes: np.where(planes > 0.9, -np.inf, planes), "not numbers"),
+        (lambda planes: np.where(planes > 0.9, np.inf, planes), "not numbers"),
         (lambda planes: planes * 0 + 0.5, "constant"),
         (lambda planes: planes + 0.3, "mean of slice"),
         (lambda planes: planes + 3 * (-1.0) ** np.arange(8), "far beyond"),
@@ -229,3 +237,145 @@ def test_the_spread_of_an_ensemble_is_in_units_of_the_image():
     assert spread[0, 0, 4, 4] == pytest.approx(0, abs=1e-4)
     assert spread[1, 0, 3, 3] == 0
     assert stream.measured.spread[1] >= spread.max() * 0.999
+
+
+# -- overlapped, and stopped ----------------------------------------------------------------------------------
+
+
+class Sleepy(Identity):
+    """An engine whose only cost is time."""
+
+    def __init__(self, pause_s: float) -> None:
+        self.pause_s = pause_s
+
+    def run(self, planes, guide=None):
+        time.sleep(self.pause_s * len(planes))
+        return Enlarged(planes.copy())
+
+    def batch_of(self, rows, columns):
+        return 2
+
+
+def test_reading_running_and_writing_overlap():
+    """Three stages of 5 ms for each of 60 slices: 0.9 s one after the other."""
+    memory = Memory(np.random.default_rng(8).integers(0, 900, (60, 1, 8, 8)).astype(np.int16))
+    slices, write = memory.slices, memory.write
+    memory.slices = lambda: ((time.sleep(0.005), pixels)[1] for pixels in slices())
+    memory.write = lambda pixels: (time.sleep(0.005), write(pixels))[1]
+    intensity = measure(slices(), None)
+    started = time.perf_counter()
+    Enlarger([Stream(memory, memory.volume, intensity, memory)], Sleepy(0.005)).run(Silent())
+    assert time.perf_counter() - started < 0.65
+    np.testing.assert_array_equal(np.stack(memory.taken), memory.array)
+
+
+def test_large_slices_do_not_queue_up(monkeypatch):
+    """What is read ahead of what was written: a batch in the hands of each thread and one in each queue."""
+    monkeypatch.setattr("medsr_cli.tasks.enlarge.AHEAD_BYTES", 10_000)
+    monkeypatch.setattr("medsr_cli.tasks.enlarge.RESULT_BYTES", 10_000)
+    monkeypatch.setattr("medsr_cli.tasks.enlarge.STORED_BYTES", 10_000)
+    memory = Memory(np.random.default_rng(9).integers(0, 900, (60, 1, 64, 64)).astype(np.int16))
+    intensity = measure(memory.slices(), None)
+    memory.read, ahead = 0, []
+    write = memory.write
+    memory.write = lambda pixels: (time.sleep(0.003), ahead.append(memory.read - len(memory.taken)), write(pixels))[2]
+    Enlarger([Stream(memory, memory.volume, intensity, memory)], Sleepy(0)).run(Silent())
+    assert max(ahead) <= 2 * 5 + 2  # batches of two; before the writer single slices
+    assert len(memory.taken) == 60
+
+
+def test_progress_tells_what_the_writer_has():
+    memory = Memory(np.random.default_rng(10).integers(0, 900, (30, 1, 8, 8)).astype(np.int16))
+    write = memory.write
+    memory.write = lambda pixels: (time.sleep(0.002), write(pixels))[1]
+    told: list[tuple[int, int]] = []
+
+    class Heard(Silent):
+        def slices(self, done, total):
+            told.append((done, len(memory.taken)))
+            assert total == 30
+
+    Enlarger([Stream(memory, memory.volume, measure(memory.slices(), None), memory)], Identity()).run(Heard())
+    assert all(done <= written for done, written in told)
+    assert told[-1] == (30, 30)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def opened(folder: Path, dtype=np.int16):
+    array = np.random.default_rng(11).integers(0, 900, (8, 9, 40)).astype(dtype)
+    nib.save(nib.Nifti1Image(array, np.eye(4)), folder / "in.nii.gz")
+    return formats.open_image(folder / "in.nii.gz")
+
+
+def broken_after(number: int, error: BaseException):
+    """A function that raises on its call of that number, and otherwise gives back what it got."""
+    calls = []
+
+    def call(item):
+        calls.append(item)
+        if len(calls) == number:
+            raise error
+        return item
+
+    return call
+
+
+@pytest.mark.parametrize("where", ["reader", "engine", "finishing", "writer", "interrupt"])
+@pytest.mark.parametrize("at", [1, 17, 40])
+def test_an_error_anywhere_leaves_nothing_and_nobody(tmp_path, monkeypatch, where, at):
+    reader = opened(tmp_path)
+    wanted: type[BaseException] = KeyboardInterrupt if where == "interrupt" else RunError
+    raising = broken_after(at, wanted("broken"))
+    intensity = measure(reader.slices(), None)
+    engine = Identity()
+    engine.batch_of = lambda rows, columns: 1
+    if where == "reader":
+        slices = reader.slices
+        reader.slices = lambda: (raising(pixels) for pixels in slices())
+    elif where in ("engine", "interrupt"):
+        engine.run = lambda planes, guide=None: Enlarged(raising(planes).copy())
+    elif where == "finishing":
+        restored = IntensityRange.restored
+        monkeypatch.setattr(IntensityRange, "restored", lambda self, unit, *rest: restored(self, raising(unit), *rest))
+
+    def run_it() -> None:
+        result = reader.volume
+        derivation = Derivation("copy", (1, 1), "test")
+        with formats.create_image(tmp_path / "out.nii.gz", reader, result, derivation, overwrite=False) as writer:
+            if where == "writer":
+                write = writer.write
+                writer.write = lambda pixels: write(raising(pixels))
+            Enlarger([Stream(reader, result, intensity, writer)], engine).run(Silent())
+
+    with pytest.raises(wanted, match="broken"):
+        run_it()
+    assert [path.name for path in tmp_path.iterdir()] == ["in.nii.gz"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("medsr")]
+
+
+# -- faster, with the same values -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "f4"])
+@pytest.mark.parametrize("shape", [(1, 700, 611), (3, 5, 7), (1, 2, 200_000), (1, 0, 4)])
+@pytest.mark.parametrize("unit_type", [np.float32, np.float64])
+def test_rows_at_a_time_give_the_same_values(dtype, shape, unit_type):
+    unit = (np.random.default_rng(12).random(shape) * 1.2 - 0.1).astype(unit_type)
+    intensity = IntensityRange(-40.0, 260.0)
+    expected, clipped = store(intensity.denormalise(unit), np.dtype(dtype), -20, 250)
+    pixels, counted = intensity.restored(unit, np.dtype(dtype), -20, 250)
+    np.testing.assert_array_equal(pixels, expected)
+    assert pixels.dtype == expected.dtype
+    assert counted == clipped
+    assert clipped > 0 or dtype == "f4" or not unit.size
+
+
+@pytest.mark.parametrize(("n", "n_new"), [(300, 1200), (512, 1024), (1200, 300), (517, 131), (260, 261), (1, 70_000)])
+@pytest.mark.parametrize("kernel", ["cubic", "lanczos"])
+def test_bands_give_the_whole_product(n, n_new, kernel):
+    image = np.random.default_rng(13).random((2, n, 40))
+    weights = axis_weights(n, n_new, kernel)
+    expected = np.einsum("ij,cjk->cik", weights, resize(image, (n, 57), kernel))
+    np.testing.assert_allclose(resize(image, (n_new, 57), kernel), expected, rtol=0, atol=2e-15)
+    across = resize(np.ascontiguousarray(image.swapaxes(1, 2)), (57, n_new), kernel)
+    np.testing.assert_allclose(across, resize(image, (n_new, 57), kernel).swapaxes(1, 2), rtol=0, atol=2e-15)
