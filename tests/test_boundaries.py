@@ -37,8 +37,8 @@ ROOMS = {
 }
 FOREIGN = {
     "cli": {"typer", "click", "rich"},
-    "tasks": {"numpy", "torch", "PIL", "yaml"},
-    "engines": {"numpy", "torch", "onnxruntime", "psutil"},
+    "tasks": {"numpy", "torch", "PIL", "yaml", "packaging", "psutil"},
+    "engines": {"numpy", "torch", "onnx", "onnxruntime", "psutil"},
     "formats": {"numpy", "nibabel", "pydicom", "SimpleITK", "PIL", "isal", "gdcm", "scipy", "h5py", "png", "zlib"},
     "weights": {"yaml", "huggingface_hub", "filelock"},
     "training": {"numpy", "torch", "filelock", "yaml", "accelerate", "matplotlib"},
@@ -48,7 +48,7 @@ FOREIGN = {
     "volume": {"numpy"},
     "errors": set(),
 }
-HEAVY = {"torch", "onnxruntime", "SimpleITK", "pydicom", "nibabel", "numpy", "PIL"}
+HEAVY = {"torch", "onnx", "onnxruntime", "SimpleITK", "pydicom", "nibabel", "numpy", "PIL"}
 SOCKETS = {
     *("socket", "socketserver", "ssl", "http", "urllib", "ftplib", "smtplib", "poplib", "imaplib", "xmlrpc", "asyncio"),
     *("urllib3", "requests", "httpx", "aiohttp", "huggingface_hub"),

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from medsr_cli import __version__
-from medsr_cli.cli import compare, demo, evaluate, finetune, inspect, models, upscale, weights
+from medsr_cli.cli import compare, demo, doctor, evaluate, export, finetune, inspect, models, upscale, weights
 from medsr_cli.errors import MedsrError
 
 LOG = logging.getLogger("medsr")
@@ -47,9 +47,11 @@ app.command("upscale", short_help="Upscale images in plane: the main job.")(upsc
 app.command("finetune", short_help="Train or fine-tune on a local folder.")(finetune.finetune)
 app.command("evaluate", short_help="Measure models on a local folder, beside bicubic.")(evaluate.evaluate)
 app.command("compare", short_help="Hold one image against another.")(compare.compare)
+app.command("export", short_help="Write a network as one ONNX file.")(export.export)
 app.command("inspect", short_help="Show what is in an image.")(inspect.inspect)
 app.command("models", short_help="List methods, checkpoints, figures and licences.")(models.models)
 app.add_typer(weights.app, name="weights", short_help="List, fetch, verify, convert, send and carry checkpoints.")
+app.command("doctor", short_help="Find out what works here, and what to do about what does not.")(doctor.doctor)
 app.command("demo", short_help="Make a first picture; needs no data or network.")(demo.demo)
 
 

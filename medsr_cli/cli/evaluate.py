@@ -11,7 +11,7 @@ import typer
 
 from medsr_cli.cli import options
 from medsr_cli.cli.render import Terminal, print_json
-from medsr_cli.cli.upscale import known_modality, refuse_backend, tile_side
+from medsr_cli.cli.upscale import device_bytes, known_backend, known_modality, tile_side
 from medsr_cli.errors import ArgumentsError, SomeInputsFailed
 
 if TYPE_CHECKING:
@@ -111,13 +111,15 @@ def evaluate(
             "--seed", min=0, help="Of the bootstrap: the same seed, the same intervals.", rich_help_panel=MEASURES
         ),
     ] = 0,
-    backend: Annotated[str, typer.Option("--backend", help="auto or torch.", rich_help_panel=RUN)] = "auto",
+    backend: options.Backend = "auto",
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     tile: Annotated[
         str, typer.Option("-t", "--tile", help="auto, or the side of a tile.", rich_help_panel=RUN)
     ] = "auto",
+    max_vram: options.MaxVram = None,
     threads: options.Threads = None,
+    deterministic: options.Deterministic = False,
     preset: Annotated[
         str, typer.Option("--preset", help="uscyclegan: released or paper.", rich_help_panel=RUN)
     ] = "released",
@@ -150,7 +152,6 @@ def evaluate(
     from medsr_cli.tasks.request import known_preset
     from medsr_cli.tasks.self_training import SelfTraining, refuse_unknown_terms
 
-    refuse_backend(backend)
     refuse_unknown_terms(without or [])
     files = output_files(output, report, table, page, data=folder, overwrite=overwrite)
     request = EvaluateRequest(
@@ -169,10 +170,13 @@ def evaluate(
         protocol=protocol,
         base=ModelRequest(
             modality=known_modality(modality),
+            backend=known_backend(backend),
             device=device,
             precision=precision,
             tile=tile_side(tile),
+            max_vram=device_bytes(max_vram),
             threads=threads,
+            deterministic=deterministic,
             offline=offline,
             allow_unpinned=allow_unpinned,
             fit=fit,

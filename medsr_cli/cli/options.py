@@ -17,6 +17,17 @@ Weights = Annotated[
     str | None, typer.Option("--weights", help="A checkpoint's id or a .safetensors file, instead of the best one.")
 ]
 Device = Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N, gpu or mps.")]
+Backend = Annotated[str, typer.Option("--backend", help="auto (the faster one here), torch or onnx.")]
+NoProbe = Annotated[
+    bool,
+    typer.Option("--no-probe", help="Do not measure engines: auto is then torch, or what was measured before."),
+]
+MaxVram = Annotated[
+    str | None, typer.Option("--max-vram", metavar="SIZE", help="Most memory of the device to use, such as 4G.")
+]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="The same bits every time, also on a GPU; slower.")
+]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; all cores unless given.")]
 Axis = Annotated[

@@ -22,8 +22,8 @@ LINE_EVERY_S = 15.0
 class Terminal:
     """Draws a task's progress; a context manager so that the bar is always taken down."""
 
-    def __init__(self, *, quiet: bool = False, bar: bool = True) -> None:
-        self.quiet = quiet
+    def __init__(self, *, quiet: bool = False, bar: bool = True, verbose: bool = False) -> None:
+        self.quiet, self.verbose = quiet, verbose
         self._wants_bar = bar and not quiet and sys.stderr.isatty()
         self._bar: Bar | None = None
         self._task: TaskID | None = None
@@ -80,6 +80,13 @@ class Terminal:
             self._bar.console.print(sentence, markup=False, highlight=False)
         else:
             print(sentence, file=sys.stderr, flush=True)
+
+    def detail(self, sentence: str) -> None:
+        """A remark on stderr with `-v`, in a log file always."""
+        if self.verbose:
+            self.say(sentence)
+        else:
+            LOG.info(sentence)
 
     def warn(self, sentence: str) -> None:
         """A warning on stderr."""

@@ -88,11 +88,14 @@ def upscale(
         float | None, typer.Option("--max-minutes", min=0.01, help="uscyclegan: stop training after so long.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="uscyclegan: the same seed gives the same result.")] = 0,
-    backend: Annotated[str, typer.Option("--backend", help="auto or torch.")] = "auto",
+    backend: options.Backend = "auto",
+    no_probe: options.NoProbe = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     tile: Annotated[str, typer.Option("-t", "--tile", help="auto, or the side of a tile in pixels.")] = "auto",
+    max_vram: options.MaxVram = None,
     threads: options.Threads = None,
+    deterministic: options.Deterministic = False,
     suffix: Annotated[str | None, typer.Option("--suffix", help="Added to a result's name [_x4-rdst].")] = None,
     recursive: Annotated[bool, typer.Option("-r", "--recursive", help="Walk folders for images.")] = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Do only what is missing.")] = False,
@@ -121,7 +124,6 @@ def upscale(
     from medsr_cli.tasks.self_training import SelfTraining, refuse_unknown_terms
     from medsr_cli.tasks.upscale import upscale as run
 
-    refuse_backend(backend)
     refuse_unknown_terms(without or [])
     request = UpscaleRequest(
         inputs=(*(inputs or ()), *(more_inputs or ())),
@@ -129,10 +131,14 @@ def upscale(
             model=model,
             weights=weights,
             modality=known_modality(modality),
+            backend=known_backend(backend),
+            probe=not no_probe,
             device=device,
             precision=precision,
             tile=tile_side(tile),
+            max_vram=device_bytes(max_vram),
             threads=threads,
+            deterministic=deterministic,
             offline=offline,
             allow_unpinned=allow_unpinned,
             fit=fit,
@@ -159,7 +165,7 @@ def upscale(
         report=report,
         preview=preview,
     )
-    with Terminal(quiet=quiet, bar=not no_progress) as terminal:
+    with Terminal(quiet=quiet, bar=not no_progress, verbose=verbose) as terminal:
         items = []
         for item in run(request, terminal):
             show(item, as_json=as_json, verbose=verbose)
@@ -260,8 +266,24 @@ def channel_files(text: str | None) -> tuple[Path, ...]:
     return tuple(Path(name) for name in names)
 
 
-def refuse_backend(name: str) -> None:
-    """This version runs PyTorch."""
-    if name not in ("auto", "torch"):
-        msg = f"This version of medsr does not run the backend {name!r}."
-        raise ArgumentsError(msg, "Use --backend auto or torch.")
+def known_backend(name: str) -> str:
+    """`auto`, `torch` or `onnx`.
+
+    Raises:
+        ArgumentsError: it is none of them.
+    """
+    if name not in ("auto", "torch", "onnx"):
+        msg = f"There is no backend called {name!r}."
+        raise ArgumentsError(msg, "Give auto, torch or onnx.")
+    return name
+
+
+def device_bytes(text: str | None) -> int | None:
+    """The value of `--max-vram`, in bytes.
+
+    Raises:
+        ArgumentsError: it is not a size.
+    """
+    from medsr_cli.tasks.sizes import bytes_of
+
+    return None if text is None else bytes_of(text)

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from medsr_cli.engines.engine import Enlarged, Planes, Size
 from medsr_cli.engines.network_engine import NetworkEngine
+from medsr_cli.engines.plan import Plan
 from medsr_cli.engines.runner import Place, Runner
 from medsr_cli.engines.tiles import halo_boxes
 from medsr_cli.engines.traits import Traits
@@ -24,8 +25,16 @@ class AnyScaleEngine(NetworkEngine):
     (the authors' networks): int(s·N) pixels, and pixel i looks at i/s as float32 has it.
     """
 
-    def __init__(self, runner: Runner, traits: Traits, scale: tuple[float, float], *, tile: int | None = None) -> None:
-        super().__init__(runner, traits, tile=tile)
+    def __init__(
+        self,
+        runner: Runner,
+        traits: Traits,
+        scale: tuple[float, float],
+        *,
+        tile: int | None = None,
+        limit_bytes: int | None = None,
+    ) -> None:
+        super().__init__(runner, traits, tile=tile, limit_bytes=limit_bytes)
         self.scale = scale
         self.exact = traits.rounding == "exact"
 
@@ -35,20 +44,23 @@ class AnyScaleEngine(NetworkEngine):
             return enlarged_length(rows, self.scale[0]), enlarged_length(columns, self.scale[1])
         return int(self.scale[0] * rows), int(self.scale[1] * columns)
 
-    def _run(self, planes: Planes, guide: Planes | None, side: int) -> Enlarged:
+    def _run(self, planes: Planes, guide: Planes | None, plan: Plan) -> Enlarged:
         n, channels, rows, columns = planes.shape
         self._tell_displacement(rows, columns)
         size = self.size_of(rows, columns)
         down, across = (self._sources(*axis) for axis in zip((rows, columns), size, self.scale, strict=True))
         result = np.empty((n, channels, *size), np.float32)
-        for own, seen in halo_boxes(rows, columns, max(side, 1), self.traits.reach):
+        for own, seen in halo_boxes(rows, columns, plan.side, self.traits.reach):
             top, bottom = np.searchsorted(down, (own.top, own.bottom)).tolist()
             left, right = np.searchsorted(across, (own.left, own.right)).tolist()
             places = (
                 Place(rows, seen.top, top, bottom - top),
                 Place(columns, seen.left, left, right - left),
             )
-            result[..., top:bottom, left:right] = self.runner.run_scaled(seen.of(planes), self.scale, places)
+            for first in range(0, n, plan.batch):
+                some = slice(first, first + plan.batch)
+                enlarged = self.runner.run_scaled(seen.of(planes)[some], self.scale, places)
+                result[some, :, top:bottom, left:right] = enlarged
         return Enlarged(result)
 
     def _sources(self, length: int, size: int, scale: float) -> NDArray[np.int64]:
@@ -74,4 +86,5 @@ class AnyScaleEngine(NetworkEngine):
         """With the scales of rows and columns exchanged; the network is the same one."""
         if self.scale[0] == self.scale[1]:
             return self
-        return AnyScaleEngine(self.runner, self.traits, (self.scale[1], self.scale[0]), tile=self.tile)
+        scale = self.scale[1], self.scale[0]
+        return AnyScaleEngine(self.runner, self.traits, scale, tile=self.tile, limit_bytes=self.limit_bytes)

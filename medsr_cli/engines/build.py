@@ -11,7 +11,13 @@ from medsr_cli.networks.catalogue import Arch
 
 
 def engine_of(
-    runner: Runner, arch: Arch, traits: Traits, scale: tuple[float, float], *, tile: int | None = None
+    runner: Runner,
+    arch: Arch,
+    traits: Traits,
+    scale: tuple[float, float],
+    *,
+    tile: int | None = None,
+    limit_bytes: int | None = None,
 ) -> NetworkEngine:
     """An engine around a runner.
 
@@ -21,6 +27,7 @@ def engine_of(
         traits: what tiles and batches depend on.
         scale: enlargement along rows and columns; only networks of any scale take it from here.
         tile: side of a tile in pixels of the input; None tiles only what is too large.
+        limit_bytes: most memory that tiles and batches are planned with; None for what the device has.
 
     Raises:
         ArgumentsError: a scale or tile that cannot be.
@@ -31,9 +38,8 @@ def engine_of(
         if not (low <= min(scale) and low < max(scale) <= high):
             msg = f"{arch.id} does not enlarge by {scale[0]:g} x {scale[1]:g}."
             raise ArgumentsError(msg, f"Give scales above {low:g} and up to {high:g}.")
-        engine = AnyScaleEngine(runner, traits, scale, tile=tile)
+        engine = AnyScaleEngine(runner, traits, scale, tile=tile, limit_bytes=limit_bytes)
     else:
-        engine = (EnlargedFirst if traits.enlarged_first else NetworkEngine)(runner, traits, tile=tile)
-    if engine.precision not in arch.precision:
-        engine.warnings.append(f"{arch.id} was only ever tried in {', '.join(arch.precision)}, not {engine.precision}.")
+        kind = EnlargedFirst if traits.enlarged_first else NetworkEngine
+        engine = kind(runner, traits, tile=tile, limit_bytes=limit_bytes)
     return engine

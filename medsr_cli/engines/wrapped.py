@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,8 @@ from medsr_cli.volume.resample import resize
 
 BACK_PROJECTIONS = 10
 """Corrections of each orientation, and again of their median, in the inference of the ultrasound CycleGAN."""
+ROWS_AT_ONCE = 64
+"""Of the results of an ensemble: what is held in double precision."""
 ORIENTATIONS = 8
 """Four quarter turns, each with and without a mirror (Liu et al. 2021, section 3.4; Lim et al. 2017)."""
 
@@ -79,21 +81,21 @@ class Ensemble(Wrapped):
     def run(self, planes: Planes, guide: Planes | None = None) -> Enlarged:
         """Eight runs of the inner engine."""
         upright, on_its_side = self.inner, self.inner.turned()
-        results: list[Enlarged] = []
+        # Single precision is what networks compute in; eight results of a large slice are memory enough.
+        results: list[Planes] = []
+        extras: dict[str, list[Planes]] = {}
         for k in range(ORIENTATIONS):
             engine = on_its_side if k % 2 else upright
             turned_guide = None if guide is None else orient(guide, k)
             result = engine.run(orient(planes, k), turned_guide)
-            results.append(_each(result, lambda p, k=k: orient_back(p, k)))  # type: ignore[misc]
+            results.append(np.ascontiguousarray(orient_back(result.planes, k), np.float32))
+            for name, extra in result.extras.items():
+                if name != "spread":
+                    extras.setdefault(name, []).append(orient_back(extra, k))
             self._take_warnings(on_its_side)
-        stack = np.stack([result.planes for result in results])
-        planes_out = np.median(stack, axis=0) if self.reduce == "median" else stack.mean(axis=0)
-        extras = {
-            name: np.mean([result.extras[name] for result in results], axis=0)
-            for name in results[0].extras
-            if name != "spread"
-        }
-        return Enlarged(planes_out, {**extras, "spread": stack.std(axis=0)})
+        reduced, spread = reduced_by_rows(results, self.reduce)
+        means = {name: np.mean(each, axis=0) for name, each in extras.items()}
+        return Enlarged(reduced, {**means, "spread": spread})
 
     def _take_warnings(self, other: Engine) -> None:
         if other.warnings is not self.warnings:
@@ -183,6 +185,23 @@ class Fitted(Wrapped):
     def turned(self) -> Fitted:
         """With the scales of rows and columns exchanged."""
         return Fitted(self.inner.turned(), (self.scale[1], self.scale[0]))
+
+
+def reduced_by_rows(results: Sequence[Planes], reduce: Literal["mean", "median"]) -> tuple[Planes, Planes]:
+    """Mean or median of each pixel, and its standard deviation, float32; a block of rows at a time.
+
+    Args:
+        results: planes of one shape, (n, channels, rows, columns).
+        reduce: which of the two.
+    """
+    reduced: Planes = np.empty_like(results[0], np.float32)
+    spread: Planes = np.empty_like(results[0], np.float32)
+    for start in range(0, reduced.shape[-2], ROWS_AT_ONCE):
+        rows = (..., slice(start, start + ROWS_AT_ONCE), slice(None))
+        stack = np.stack([result[rows] for result in results], dtype=np.float64)
+        reduced[rows] = np.median(stack, axis=0) if reduce == "median" else stack.mean(axis=0)
+        spread[rows] = stack.std(axis=0)
+    return reduced, spread
 
 
 def back_project(result: Planes, given: Planes, degradation: Degradation, steps: int, *, clip: bool = False) -> Planes:

@@ -44,6 +44,28 @@ class BatchNorm(nn.Module):
         )
 
 
+@torch.no_grad()
+def fold_into(conv: nn.Conv2d, norm: BatchNorm) -> None:
+    """Change a convolution so that its results are those of itself and a normalisation by running statistics.
+
+    γ·(W∗x + b - µ)/√(σ² + ε) + β = (g·W)∗x + g·(b - µ) + β with g = γ/√(σ² + ε), worked out in double precision.
+
+    Args:
+        conv: with a bias; changed.
+        norm: what follows it, in evaluation mode; not changed.
+    """
+    if conv.bias is None:
+        msg = "a convolution without a bias has nowhere to put the shift"
+        raise ValueError(msg)
+    mean, variance, gamma, beta, weight, bias = (
+        value.detach().to("cpu", torch.float64)
+        for value in (norm.running_mean, norm.running_var, norm.weight, norm.bias, conv.weight, conv.bias)
+    )
+    gain = gamma / torch.sqrt(variance + EPS)
+    conv.weight.copy_(weight * gain[:, None, None, None])
+    conv.bias.copy_((bias - mean) * gain + beta)
+
+
 def refuse_negative_variance(state: Mapping[str, Tensor]) -> None:
     """Refuse running variances that are none: their square root would make every result NaN.
 

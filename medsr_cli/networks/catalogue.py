@@ -55,8 +55,14 @@ class Arch:
     smallest: int = 1
     """Shortest side that the network runs on; shorter ones are padded by repetition and cropped after."""
     tiling: Tiling = "blended"
+    overlap: int = 32
+    """Pixels of the input that neighbouring tiles share, where tiles are not exact; entries say how it was found."""
     bytes_per_pixel: int = 0
-    """Working memory for one pixel of the input at x4, as measured, where whole slices are wanted."""
+    """Working memory for one pixel of what the network is given, at the scale and for the variant that take most."""
+    working_bytes: Mapping[str, int] = field(default_factory=dict)
+    """The same for variants by name, at the scale in it, such as `m2trans x2`; without one, at every other.
+
+    Measured with `tests/benchmarks/tiles.py --memory`, float32 on the CPU, rounded up."""
     enlarged_first: bool = False
     """The network works on an image that bicubic has enlarged already."""
     first_stage: int = 0
@@ -129,6 +135,11 @@ RDST = Arch(
     variants={"rdst-e": {"n_rdstb": 4, **_RDST_WIDTHS}, "rdst": {"n_rdstb": 8, **_RDST_WIDTHS}},
     size_multiple=8,
     tiling="blended",
+    # Half of it is thrown away at every rim. Measured with the checkpoints of this project on slices of ../shared
+    # (tests/benchmarks/tiles.py): what a rim changes falls tenfold in every 6 pixels, and is at most 9e-5 of the
+    # image's range 16 pixels from it, 2e-5 at 20 and 2e-6 at 24. So 40 keeps below one unit of any 15-bit image.
+    overlap=40,
+    bytes_per_pixel=4_800,
     trainable=True,
     precision=("float32", "bfloat16"),
     keys=("body.0.body.0.body.blocks.0.attn.relative_position_bias_table", "tail.0.0.weight"),
@@ -168,6 +179,7 @@ MIASSR = Arch(
     variants={"miassr": {"n_blocks": 16, "n_feats": 64, "hidden": 256, "kernel": 3}},
     degradation="cubic-blur",
     tiling="exact",
+    bytes_per_pixel=1_700,
     trainable=True,
     keys=("feature_extractor.head.0.weight", "meta_upsampler.P2W.meta_block.0.weight"),
     repeats=("n_blocks",),
@@ -208,8 +220,10 @@ MSGAN = Arch(
         "msgan": {"extractors": 2, "n_blocks": 16, "n_feats": 64},
         "ms-srresnet": {"extractors": 1, "n_blocks": 16, "n_feats": 64},
     },
+    precision=("float32", "bfloat16"),
     first_stage=2,
     tiling="exact",
+    bytes_per_pixel=12_000,
     trainable=True,
     keys=("f1.blocks.0.conv1.weight", "m1.conv.weight", "c1.weight", "m2.conv.weight"),
     repeats=("n_blocks",),
@@ -277,7 +291,8 @@ M2TRANS = Arch(
     smallest=17,
     degradation="bicubic-antialiased",
     full_scale=True,
-    bytes_per_pixel=4_000,
+    bytes_per_pixel=4_200,
+    working_bytes={"m2trans x2": 3_300, "m2trans x3": 3_300},
     tiling="inexact",
     trainable=True,
     keys=("body.0.attn1.rel_h", "body.0.feed_forward.0.weight"),
@@ -321,6 +336,7 @@ USCYCLEGAN = Arch(
     full_scale=True,
     enlarged_first=True,
     tiling="exact",
+    bytes_per_pixel=1_600,
     needs=("training on the image",),
     variants={"uscyclegan": {"in_channels": 3, "width1": 32, "width2": 32, "width3": 64}},
     keys=("encoder1.conv.0.weight", "decoder3_3.conv.0.weight", "final_conv.weight"),
@@ -394,7 +410,12 @@ COHFT = Arch(
     },
     size_multiple=30,
     degradation="fourier",
-    bytes_per_pixel=60_000,
+    bytes_per_pixel=48_000,
+    working_bytes={
+        **{"cohft-s x2": 5_600, "cohft-s x3": 13_500, "cohft-s": 24_000},
+        **{"cohft-m x2": 6_000, "cohft-m x3": 13_500, "cohft-m": 24_000},
+        **{"cohft-l x2": 12_500, "cohft-l x3": 27_500, "cohft-l": 48_000},
+    },
     tiling="inexact",
     needs=("guide",),
     trainable=True,
@@ -454,6 +475,7 @@ COHFT_RELEASED = Arch(
     warning="The authors' Cohf-T weights for BraTS take channels 0 and 2 of the Decathlon's Task01 for T1 and T2, "
     "which that set's own documentation calls FLAIR and contrast-enhanced T1: they may not be for T2 guided by T1.",
     tiling="fixed",
+    bytes_per_pixel=67_000,
     needs=("guide",),
     trainable=True,
     keys=("sam1.x_pos_embedding", "t1_fea_conv.0.weight"),

@@ -23,17 +23,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsr_cli.errors import WeightsError
-from medsr_cli.networks.rdst import convolve_tokens, count_blocks, pad_to_multiple
-from medsr_cli.networks.windows import merge_windows, partition_windows
+from medsr_cli.networks.cohft_attention import InterModalityAttention, WindowAttention
+from medsr_cli.networks.cohft_blocks import (
+    LONGEST_WINDOW,
+    RESIDUAL,
+    AdaptiveInstanceNorm,
+    Rrdb,
+    conv3,
+    count_numbered,
+    gradient_map,
+    refuse_heads,
+    refuse_other_grid,
+    refuse_sizes,
+    square_side,
+    upsampler,
+)
+from medsr_cli.networks.cohft_ready import ready_for_cpu
+from medsr_cli.networks.graph import GUIDE, IMAGE, PLANES, GraphForm
+from medsr_cli.networks.rdst import count_blocks, pad_to_multiple
 
-FACTORS = {2: (2,), 3: (3,), 4: (2, 2)}
-"""The steps of sub-pixel enlargement that make up each scale."""
-RESIDUAL = 0.2
-"""What dense blocks are multiplied with before their input is added."""
-GRADIENT_FLOOR = 1e-6
-"""Added below the root of the gradient map, which is then never flat at zero."""
-LONGEST_WINDOW = 64
-"""Longest side of a window or patch; a file that declares more is refused before memory is asked for."""
+__all__ = [
+    "RESIDUAL",
+    "Cohft",
+    "CohftConfig",
+    "config_from_state",
+    "example_inputs",
+    "gradient_map",
+    "graph_form",
+    "made_ready",
+]
 
 
 @dataclass(frozen=True)
@@ -76,247 +94,6 @@ class CohftConfig:
         return math.lcm(self.window, self.patch)
 
 
-def refuse_sizes(scale: int, counts: tuple[int, ...], convs: int) -> None:
-    """Raise ValueError for a scale without enlargement, a count below one, or dense blocks of one convolution."""
-    if scale not in FACTORS:
-        msg = f"Cohf-T enlarges by {', '.join(map(str, FACTORS))}, not by {scale}."
-        raise ValueError(msg)
-    if min(counts) < 1 or convs < 2:
-        msg = "Cohf-T needs at least one stage, one RRDB, one dense block, one feature and two convolutions in each."
-        raise ValueError(msg)
-
-
-def refuse_heads(heads: int, widths: tuple[int, ...]) -> None:
-    """Raise ValueError where tokens cannot be divided among the heads."""
-    if heads < 1 or any(width < 1 or width % heads for width in widths):
-        msg = f"Tokens of {', '.join(map(str, widths))} values cannot be divided among {heads} heads."
-        raise ValueError(msg)
-
-
-def conv3(n_in: int, n_out: int) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the size."""
-    return nn.Conv2d(n_in, n_out, 3, padding=1)
-
-
-def gradient_map(image: Tensor) -> Tensor:
-    """Magnitude of central differences without the half, sqrt(v² + h² + 1e-6), zeros outside the image.
-
-    Args:
-        image: (N, C, H, W), any values. The map has the same shape; it is also the target of the gradient loss.
-    """
-    padded = F.pad(image, (1, 1, 1, 1))
-    v = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
-    h = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
-    return torch.sqrt(v * v + h * h + GRADIENT_FLOOR)
-
-
-class DenseBlock(nn.Module):
-    """RDB: x + 0.2·c(x), each 3x3 convolution fed with the input and all results before it."""
-
-    def __init__(self, channels: int, growth: int, convs: int) -> None:
-        super().__init__()
-        for k in range(1, convs):
-            widened = channels + (k - 1) * growth
-            self.add_module(f"conv{k}", nn.Sequential(conv3(widened, growth), nn.GELU()))
-        self.add_module(f"conv{convs}", nn.Sequential(conv3(channels + (convs - 1) * growth, channels)))
-
-    def forward(self, features: Tensor) -> Tensor:
-        *inner, last = self.children()
-        dense = features
-        for layer in inner:
-            dense = torch.cat((dense, layer(dense)), dim=1)  # (N, n + k·g, H, W)
-        return torch.add(features, last(dense), alpha=RESIDUAL)
-
-
-class Rrdb(nn.Module):
-    """RRDB: x + 0.2·r(x), r being the dense blocks one after another."""
-
-    def __init__(self, channels: int, growth: int, rdbs: int, convs: int) -> None:
-        super().__init__()
-        for k in range(1, rdbs + 1):
-            self.add_module(f"RDB{k}", DenseBlock(channels, growth, convs))
-
-    def forward(self, features: Tensor) -> Tensor:
-        deep = features
-        for block in self.children():
-            deep = block(deep)
-        return torch.add(features, deep, alpha=RESIDUAL)
-
-
-def upsampler(channels: int, scale: int) -> list[nn.Module]:
-    """Sub-pixel enlargement: 3x3 convolution, pixel shuffle and GELU for each factor."""
-    layers: list[nn.Module] = []
-    for factor in FACTORS[scale]:
-        layers += [conv3(channels, channels * factor**2), nn.PixelShuffle(factor), nn.GELU()]
-    return layers
-
-
-class AdaptiveInstanceNorm(nn.Module):
-    """AdaIN: brings the guide's features to the mean and deviation of the query, shaped by both.
-
-    (query (N, d, H, W), guide (N, d, sH, sW)) to IN(guide)·(γ + σ) + (β + μ), where γ and β are convolutions of the
-    enlarged query beside the guide, and μ, σ are statistics of each channel of the query. They start at zero.
-    """
-
-    def __init__(self, channels: int, scale: int, affine: int, *, released: bool = False) -> None:
-        super().__init__()
-        self.conv_noshared = nn.Sequential(conv3(channels, channels * scale**2), nn.GELU(), nn.PixelShuffle(scale))
-        self.conv_shared = nn.Sequential(conv3(2 * channels, channels), nn.GELU())
-        self.conv_gamma = conv3(channels, affine)
-        self.conv_beta = conv3(channels, affine)
-        self.released = released
-        """The released deviation is unbiased and has no epsilon; the paper's is that of instance norm."""
-        for conv in (self.conv_gamma, self.conv_beta):
-            nn.init.zeros_(conv.weight)
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type] # made with a bias
-
-    def forward(self, query: Tensor, guide: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(query, dim=(2, 3), correction=int(self.released), keepdim=True)  # (N, d, 1, 1)
-        deviation = torch.sqrt(variance if self.released else variance + 1e-5)
-        shared = self.conv_shared(torch.cat((self.conv_noshared(query), guide), dim=1))  # (N, d, sH, sW)
-        scaled = F.instance_norm(guide) * (self.conv_gamma(shared) + deviation)
-        out: Tensor = scaled + (self.conv_beta(shared) + mean)
-        return out
-
-
-class Embedding(nn.Module):
-    """LN, 1x1 convolution, LN, GELU: (N, d, H, W) to tokens (N, H, W, d).
-
-    A reference at ρ times the resolution has a ρxρ convolution of stride ρ in its place. The layer
-    norms are over the channels of each pixel, which the paper does not say.
-    """
-
-    def __init__(self, channels: int, stride: int = 1) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(channels)
-        self.conv = nn.Conv2d(channels, channels, stride, stride)
-        self.norm2 = nn.LayerNorm(channels)
-
-    def forward(self, features: Tensor) -> Tensor:
-        tokens = self.norm1(features.permute(0, 2, 3, 1))  # (N, ρH, ρW, d)
-        return F.gelu(self.norm2(convolve_tokens(self.conv, tokens)))
-
-
-class HeadProjection(nn.Module):
-    """The linear maps of all heads, no bias: tokens (B, n, D) to (B, M, n, D/M)."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(heads, width // heads, width))  # (M, d', D): it tells M
-        nn.init.uniform_(self.weight, -(width**-0.5), width**-0.5)  # as nn.Linear
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        heads, width, _ = self.weight.shape
-        batch, count, _ = tokens.shape
-        flat = F.linear(tokens, self.weight.flatten(0, 1))  # (B, n, D)
-        return flat.view(batch, count, heads, width).transpose(1, 2)  # (B, M, n, d')
-
-
-def correlate_heads(values: Tensor) -> Tensor:
-    """u_i^(m) = v_i^(m) + Σ_j A_i,mj v_i^(j), A_i = softmax_j(v_i^(m)·v_i^(j)) (equations 4 and 5).
-
-    Each token mixes its own M heads: (B, M, n, d') to tokens (B, n, M·d').
-    """
-    by_token = values.transpose(1, 2)  # (B, n, M, d')
-    correlation = (by_token @ by_token.transpose(-2, -1)).softmax(dim=-1)  # (B, n, M, M), no scale
-    return (by_token + correlation @ by_token).flatten(2)
-
-
-class Attention(nn.Module):
-    """The basic attention module on tokens of D = d·p² values (equations 2 to 5), (B, n, D) twice to (B, n, D)."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.to_q = HeadProjection(width, heads)
-        self.to_k = HeadProjection(width, heads)
-        self.to_v = HeadProjection(width, heads)
-
-    def forward(self, query: Tensor, reference: Tensor) -> Tensor:
-        q, k, v = self.to_q(query), self.to_k(reference), self.to_v(reference)
-        return correlate_heads(F.scaled_dot_product_attention(q, k, v))  # softmax(q kᵀ / √d') v, all heads
-
-
-class ResidualMlp(nn.Module):
-    """x + conv1x1(GELU(LN(conv1x1(LN(x))))), all of width d, on (N, d, H, W)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(channels)
-        self.fc1 = nn.Linear(channels, channels)
-        self.norm2 = nn.LayerNorm(channels)
-        self.fc2 = nn.Linear(channels, channels)
-
-    def forward(self, features: Tensor) -> Tensor:
-        tokens = self.fc1(self.norm1(features.permute(0, 2, 3, 1)))  # (N, H, W, d)
-        out: Tensor = features + self.fc2(F.gelu(self.norm2(tokens))).permute(0, 3, 1, 2)
-        return out
-
-
-def partition_strided(tokens: Tensor, window: int) -> Tensor:
-    """(B, H, W, C) to (B, H/g, W/g, g², C): window (u, v) has the pixels (u + a·H/g, v + b·W/g), a, b < g."""
-    b, h, w, c = tokens.shape
-    grid = tokens.view(b, window, h // window, window, w // window, c)  # (B, a, u, b, v, C)
-    return grid.permute(0, 2, 4, 1, 3, 5).reshape(b, h // window, w // window, window * window, c)
-
-
-def merge_strided(windows: Tensor, window: int) -> Tensor:
-    """The inverse of `partition_strided`."""
-    b, rows, columns, _, c = windows.shape
-    grid = windows.view(b, rows, columns, window, window, c)  # (B, u, v, a, b, C)
-    return grid.permute(0, 3, 1, 4, 2, 5).reshape(b, rows * window, columns * window, c)
-
-
-class WindowAttention(nn.Module):
-    """Intra-modality attention among the pixels of a window, then the residual MLP.
-
-    Short-distance windows are compact, long-distance ones take every (H/g)th row and (W/g)th column. The same
-    features are query and reference, each with an embedding of its own; a 3x3 convolution ends the module.
-    """
-
-    def __init__(self, channels: int, heads: int, window: int, *, strided: bool) -> None:
-        super().__init__()
-        self.window = window
-        self.partition = partition_strided if strided else partition_windows
-        self.merge = merge_strided if strided else merge_windows
-        self.embed_query = Embedding(channels)
-        self.embed_reference = Embedding(channels)
-        self.attention = Attention(channels, heads)
-        self.conv_end = conv3(channels, channels)
-        self.mlp = ResidualMlp(channels)
-
-    def forward(self, features: Tensor) -> Tensor:
-        query = self.partition(self.embed_query(features), self.window)  # (N, H/g, W/g, g², d)
-        reference = self.partition(self.embed_reference(features), self.window)
-        mixed = self.attention(query.flatten(0, 2), reference.flatten(0, 2)).view_as(query)
-        folded = self.merge(mixed, self.window).permute(0, 3, 1, 2)  # (N, d, H, W)
-        out: Tensor = self.mlp(features + self.conv_end(folded))
-        return out
-
-
-class InterModalityAttention(nn.Module):
-    """Patches of the branch attend to all patches of the adapted T1 features, then the residual MLP.
-
-    (features (N, d, H, W), guide (N, d, sH, sW)) to (N, d, H, W).
-    """
-
-    def __init__(self, channels: int, scale: int, heads: int, patch: int) -> None:
-        super().__init__()
-        self.patch = patch
-        self.embed_query = Embedding(channels)
-        self.embed_reference = Embedding(channels, stride=scale)
-        self.attention = Attention(channels * patch**2, heads)
-        self.conv_end = conv3(channels, channels)
-        self.mlp = ResidualMlp(channels)
-
-    def forward(self, features: Tensor, guide: Tensor) -> Tensor:
-        query = partition_windows(self.embed_query(features), self.patch)  # (N, H/p, W/p, p², d)
-        reference = partition_windows(self.embed_reference(guide), self.patch)
-        mixed = self.attention(query.flatten(3).flatten(1, 2), reference.flatten(3).flatten(1, 2))  # (N, n, d·p²)
-        folded = merge_windows(mixed.view_as(query), self.patch).permute(0, 3, 1, 2)  # (N, d, H, W)
-        out: Tensor = self.mlp(features + self.conv_end(folded))
-        return out
-
-
 class Stage(nn.Module):
     """One stage of stream and branch: (F^{i-1}, P^{i-1}, F_c^0) to (F^i, P^i).
 
@@ -337,20 +114,22 @@ class Stage(nn.Module):
         self.inter_modality = InterModalityAttention(d, c.scale, c.heads, c.patch)
         self.gate = nn.Conv2d(d, 1, 1)
 
-    def forward(self, stream: Tensor, prior: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, stream: Tensor, prior: Tensor, guide: Tensor, normed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         stream = self.rrdbs(stream)
         local = self.conv_stream(stream)
         structure = self.conv_concat(torch.cat((prior, local), dim=1))
         structure = self.long_distance(self.short_distance(structure))
-        prior = self.inter_modality(structure, self.adain(structure, guide))
+        prior = self.inter_modality(structure, self.adain(structure, guide, normed))
         return stream + torch.sigmoid(self.gate(local)) * prior, prior
 
 
 class OutputGate(nn.Module):
     """Enlarges stream and branch, reads the gradient map off the branch and the image off both (figure 3a).
 
-    (F^0, F^S, P^S) to (image (N, 1, sH, sW), gradient map of the same shape), neither clipped. The gradient has no
-    activation, so that any target can be fitted.
+    (F^0, F^S, P^S) to (image (N, 1, sH, sW), features of the branch (N, d, sH, sW)); `gradient` of these is the
+    gradient map. Neither is clipped, and the gradient has no activation, so that any target can be fitted.
     """
 
     def __init__(self, config: CohftConfig) -> None:
@@ -369,7 +148,7 @@ class OutputGate(nn.Module):
         main = self.stream(shallow + self.stream_conv(stream))  # (N, d, sH, sW)
         branch = self.branch(prior + self.branch_conv(prior))
         fused = self.fusion(torch.cat((branch, main), dim=1))
-        return self.image(fused + self.refine(fused)), self.gradient(branch)
+        return self.image(fused + self.refine(fused)), branch
 
 
 class Cohft(nn.Module):
@@ -393,7 +172,19 @@ class Cohft(nn.Module):
         return nn.Sequential(conv3(1, c.feature_dim), Rrdb(c.feature_dim, c.growth, c.rdbs, c.convs))
 
     def forward(self, image: Tensor, guide: Tensor) -> Tensor:
-        return self.with_gradient(image, guide)[0]
+        enlarged, _ = self.run_padded(*self._padded(image, guide))
+        return enlarged[..., : guide.shape[2], : guide.shape[3]]
+
+    def run_padded(self, image: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
+        """The image and the features of its gradient, for sides H' and W' that windows and patches divide."""
+        shallow = stream = self.image_gate(image)  # F^0
+        prior = self.gradient_gate(gradient_map(image))  # P^0 = F_s^0
+        context = self.guide_gate(gradient_map(guide))  # F_c^0
+        normed = F.instance_norm(context)
+        for stage in self.stages:
+            stream, prior = stage(stream, prior, context, normed)
+        enlarged, branch = self.output_gate(shallow, stream, prior)
+        return enlarged, branch
 
     def with_gradient(self, image: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
         """The image and its predicted gradient map, both (N, 1, sH, sW).
@@ -401,28 +192,57 @@ class Cohft(nn.Module):
         Raises:
             ValueError: the guide is not on the grid of the result.
         """
-        refuse_other_grid(image, guide, self.config.scale)
+        enlarged, branch = self.run_padded(*self._padded(image, guide))
+        gradient = self.output_gate.gradient(branch)
         h, w = guide.shape[-2:]
-        image = pad_to_multiple(image, self.config.multiple)  # (N, 1, H', W')
-        guide = pad_to_multiple(guide, self.config.scale * self.config.multiple)  # (N, 1, sH', sW')
-        shallow = stream = self.image_gate(image)  # F^0
-        prior = self.gradient_gate(gradient_map(image))  # P^0 = F_s^0
-        context = self.guide_gate(gradient_map(guide))  # F_c^0
-        for stage in self.stages:
-            stream, prior = stage(stream, prior, context)
-        enlarged, gradient = self.output_gate(shallow, stream, prior)
         return enlarged[..., :h, :w], gradient[..., :h, :w]
 
+    def _padded(self, image: Tensor, guide: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 1, H', W') and (N, 1, sH', sW')."""
+        c = self.config
+        refuse_other_grid(image, guide, c.scale)
+        return pad_to_multiple(image, c.multiple), pad_to_multiple(guide, c.scale * c.multiple)
 
-def refuse_other_grid(image: Tensor, guide: Tensor, scale: int) -> None:
-    """Raise ValueError unless both have one channel and the guide lies on the enlarged grid of the image."""
-    n, channels, h, w = image.shape
-    if channels != 1 or tuple(guide.shape) != (n, 1, scale * h, scale * w):
-        msg = (
-            f"Cohf-T x{scale} needs a guide of shape {(n, 1, scale * h, scale * w)} for an image of shape "
-            f"{(n, 1, h, w)}; it got {tuple(guide.shape)} and {tuple(image.shape)}."
-        )
-        raise ValueError(msg)
+
+class CohftGraph(nn.Module):
+    """The same with its padding in tensor arithmetic: (image, guide) to the image, for an exporter."""
+
+    def __init__(self, net: Cohft) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor, guide: Tensor) -> Tensor:
+        c = self.net.config
+        rows, columns = guide.shape[-2:]
+        for axis in (2, 3):
+            image = gathered_to_multiple(image, axis, c.multiple)
+            guide = gathered_to_multiple(guide, axis, c.scale * c.multiple)
+        enlarged, _ = self.net.run_padded(image, guide)
+        return enlarged[..., :rows, :columns]
+
+
+def gathered_to_multiple(image: Tensor, axis: int, multiple: int) -> Tensor:
+    """One axis padded as `pad_to_multiple` does, by looking up a row for each row of the result."""
+    side = image.shape[axis]
+    whole = (side + multiple - 1) // multiple * multiple
+    i = torch.arange(whole, device=image.device)
+    reflected, repeated = (side - 1 - (side - 1 - i).abs()).abs(), i.clamp(max=side - 1)
+    reflects = torch.scalar_tensor(2 * side - whole, device=image.device).clamp(0, 1).long()  # missing < side
+    return image.index_select(axis, reflects * reflected + (1 - reflects) * repeated)
+
+
+def graph_form(net: Cohft) -> GraphForm:
+    """The network for an exporter: any batch, rows and columns."""
+    scale = net.config.scale
+    side = net.config.multiple + 1
+    image, guide = torch.rand(2, 1, side, side + 2), torch.rand(2, 1, scale * side, scale * (side + 2))
+    guide_axes = {0: "batch", 2: f"{scale}*rows", 3: f"{scale}*columns"}
+    return GraphForm(CohftGraph(net).eval(), {IMAGE: image, GUIDE: guide}, {IMAGE: PLANES, GUIDE: guide_axes})
+
+
+def made_ready(net: Cohft) -> nn.Module:
+    """The network for inference: same results, faster; the original is not needed any more."""
+    return ready_for_cpu(net)
 
 
 def example_inputs(config: CohftConfig) -> tuple[Tensor, ...]:
@@ -432,23 +252,6 @@ def example_inputs(config: CohftConfig) -> tuple[Tensor, ...]:
 
 
 RECOMPUTED_BUFFERS: tuple[str, ...] = ()
-
-
-def count_numbered(state: Mapping[str, Tensor], pattern: str) -> int:
-    """How many of the keys `pattern.format(1)`, `pattern.format(2)`, ... there are without a gap."""
-    count = 0
-    while pattern.format(count + 1) in state:
-        count += 1
-    return count
-
-
-def square_side(area: int, what: str) -> int:
-    """The side of a square, or a ValueError that names what should have been one."""
-    side = math.isqrt(max(area, 0))
-    if side < 1 or side * side != area:
-        msg = f"{what} of {area} is not square"
-        raise ValueError(msg)
-    return side
 
 
 def config_from_state(state: Mapping[str, Tensor]) -> CohftConfig:

@@ -11,6 +11,7 @@ Blocks normalise by the statistics of the whole image: a tile of an image does n
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsr_cli.errors import WeightsError
+from medsr_cli.networks.graph import IMAGE, PLANES, GraphForm
 
 HALO = 1
 """Pixels by which the keys of a block reach beyond its queries, on every side."""
@@ -50,6 +52,9 @@ class M2TransConfig:
             raise ValueError(msg)
         if min(self.n_blocks, self.block_size, self.in_channels) < 1:
             msg = "Blocks, their size and the image's channels must be at least one."
+            raise ValueError(msg)
+        if self.block_size & (self.block_size - 1):
+            msg = f"The side {self.block_size} of a block of pixels is no power of two."
             raise ValueError(msg)
         enlargement_steps(self.scale)
 
@@ -186,11 +191,14 @@ class CoarseToFineBlock(nn.Module):
         return out + features
 
 
-def instance_norm(tokens: Tensor) -> Tensor:
-    """Mean 0 and variance 1 of each channel of each map (N, H, W, C), over all of its pixels."""
-    # Two passes over tokens: faster than PyTorch's own on channels that lie innermost, and as exact.
-    centred = tokens - tokens.mean(dim=(1, 2), keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean(dim=(1, 2), keepdim=True) + NORM_EPS)
+def instance_norm(maps: Tensor, dims: tuple[int, int] = (1, 2)) -> Tensor:
+    """Mean 0 and variance 1 of each channel of each map, (N, H, W, C) unless told, over all of its pixels."""
+    # Relative to the first pixel, so that constant maps, such as those of an empty slice, become exactly 0: the mean
+    # is rounded, and 1/√ε would multiply what that leaves by 300 in every block, to a result made of rounding.
+    # Two passes: faster than PyTorch's own on channels that lie innermost, and as exact.
+    relative = maps - maps.narrow(dims[0], 0, 1).narrow(dims[1], 0, 1)
+    centred = relative - relative.mean(dim=dims, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(dim=dims, keepdim=True) + NORM_EPS)
 
 
 def attend_on_bands(attention: BlockAttention, levels: int, tokens: Tensor) -> Tensor:
@@ -234,24 +242,8 @@ class M2Trans(nn.Module):
         return cropped.clamp(0, 1)
 
     def enlarge_by_strips(self, features: Tensor) -> Tensor:
-        """The tail, a few rows at a time: (N, c, H, W) to (N, C, scale·H, scale·W), the same values.
-
-        Everything in the tail but its last convolution works on single pixels, and that reaches one pixel
-        further. The enlarged features take most of the network's memory; strips of them stay in the cache.
-        """
-        h, w = features.shape[-2:]
-        scale, last = self.config.scale, self.tail[-1].get_parameter("weight")
-        rows = max(STRIP_VALUES // (self.config.n_feats * scale**2 * w), MIN_STRIP_ROWS)
-        strips = []
-        for top in range(0, h, rows):
-            bottom = min(top + rows, h)
-            above, below = int(top > 0), int(bottom < h)
-            strip = self.tail[:-1](features[:, :, top - above : bottom + below])
-            # Of a neighbouring row, one enlarged row is enough; at the border it is made by reflection.
-            strip = strip[:, :, above * (scale - 1) : strip.shape[2] - below * (scale - 1)]
-            padded = F.pad(strip, (1, 1, 1 - above, 1 - below), mode="reflect")
-            strips.append(F.conv2d(padded, last))
-        return torch.cat(strips, dim=2)
+        """The tail, a few rows at a time; see `tail_by_strips`."""
+        return tail_by_strips(self.tail, features)
 
     def macs(self, height: int, width: int) -> int:
         """Multiply-adds of the convolutions for one image, what the paper calls FLOPs: 5.84 G for x4 of 96x96."""
@@ -278,10 +270,48 @@ class M2Trans(nn.Module):
         return -(-height // m) * m * -(-width // m) * m
 
 
+def tail_by_strips(tail: nn.Sequential, features: Tensor) -> Tensor:
+    """The tail, a few rows at a time: (N, c, H, W) to (N, C, scale·H, scale·W), the same values.
+
+    Everything in the tail but its last convolution works on single pixels, and that reaches one pixel
+    further. The enlarged features take most of the network's memory; strips of them stay in the cache.
+    """
+    c, h, w = features.shape[1:]
+    scale = math.prod(layer.upscale_factor for layer in tail if isinstance(layer, nn.PixelShuffle))
+    last = tail[-1].get_parameter("weight")
+    rows = max(STRIP_VALUES // (c * scale**2 * w), MIN_STRIP_ROWS)
+    strips = []
+    for top in range(0, h, rows):
+        bottom = min(top + rows, h)
+        above, below = int(top > 0), int(bottom < h)
+        strip = tail[:-1](features[:, :, top - above : bottom + below])
+        # Of a neighbouring row, one enlarged row is enough; at the border it is made by reflection.
+        strip = strip[:, :, above * (scale - 1) : strip.shape[2] - below * (scale - 1)]
+        padded = F.pad(strip, (1, 1, 1 - above, 1 - below), mode="reflect")
+        strips.append(F.conv2d(padded, last))
+    return torch.cat(strips, dim=2)
+
+
 def wants_strips(features: Tensor) -> bool:
     """Not in training, in a graph that is exported (its number of strips would be fixed), or to count its cost."""
     exporting = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
     return not (torch.is_grad_enabled() or exporting or features.is_meta)
+
+
+def made_ready(net: M2Trans) -> nn.Module:
+    """A copy for inference: the same results, faster; see `m2trans_ready`."""
+    from medsr_cli.networks.m2trans_ready import ReadyM2Trans
+
+    return ReadyM2Trans(copy.deepcopy(net)).eval()
+
+
+def graph_form(net: M2Trans) -> GraphForm:
+    """The network for an exporter; see `GraphForm`."""
+    from medsr_cli.networks.m2trans_ready import GraphM2Trans, ReadyM2Trans
+
+    # Longer than the smallest side, and no multiples of one another.
+    example = torch.zeros(2, net.config.in_channels, net.config.multiple + 8, 2 * net.config.multiple + 4)
+    return GraphForm(GraphM2Trans(ReadyM2Trans(copy.deepcopy(net))).eval(), {IMAGE: example}, {IMAGE: PLANES})
 
 
 def mean_shift(channels: int, sign: float) -> nn.Conv2d:

@@ -13,13 +13,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsr_cli.errors import WeightsError
-from medsr_cli.networks.windows import WindowAttention, merge_windows, partition_windows
+from medsr_cli.networks.derived import Derived
+from medsr_cli.networks.graph import IMAGE, PLANES, GraphForm
+from medsr_cli.networks.linear_tail import SMALLEST, ComposedTail, composed, run_composed
+from medsr_cli.networks.windows import WindowAttention, WindowOrder, kept_window_order, reordered
+
+TOKENS_AT_ONCE = 2048
+"""Tokens that a layer takes through all of its steps before the next ones, on CPUs: they stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +60,24 @@ class RdstConfig:
         return int(channels * self.mlp_ratio)
 
 
+Shape = tuple[int, int, int]
+"""Batch, rows and columns of a map."""
+
+
 class Mlp(nn.Module):
-    """Linear, GELU (exact), Linear."""
+    """Linear, GELU (exact), Linear; added to `residual`."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(channels, hidden)
         self.fc2 = nn.Linear(hidden, channels)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
-        return out
+    def forward(self, tokens: Tensor, residual: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            out: Tensor = residual + self.fc2(F.gelu(self.fc1(tokens)))
+            return out
+        hidden = torch.ops.aten.gelu_(self.fc1(tokens))
+        return (residual + self.fc2.bias).addmm_(hidden, self.fc2.weight.t())
 
 
 class SwinLayer(nn.Module):
@@ -81,15 +95,18 @@ class SwinLayer(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, config.hidden(channels))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.norm1(tokens)  # (B, H, W, C)
-        if self.shift:
-            x = torch.roll(x, (-self.shift, -self.shift), dims=(1, 2))
-        x = merge_windows(self.attn(partition_windows(x, self.window), self.shift), self.window)
-        if self.shift:
-            x = torch.roll(x, (self.shift, self.shift), dims=(1, 2))
-        tokens = tokens + x
-        out: Tensor = tokens + self.mlp(self.norm2(tokens))
+    def forward(self, tokens: Tensor, kinds: Tensor) -> Tensor:
+        """Tokens (T, C) in the order of this layer's windows; `kinds` (T / M²,) says how shifted ones are masked."""
+        if torch.is_grad_enabled() or tokens.device.type != "cpu":
+            return self._layer(tokens, kinds)
+        windows = max(TOKENS_AT_ONCE // self.window**2, 1)
+        parts = zip(torch.split(tokens, windows * self.window**2), torch.split(kinds, windows), strict=True)
+        results = [self._layer(*part) for part in parts]
+        return torch.cat(results) if len(results) > 1 else results[0]
+
+    def _layer(self, tokens: Tensor, kinds: Tensor) -> Tensor:
+        tokens = self.attn(self.norm1(tokens), kinds if self.shift else None, tokens)
+        out: Tensor = self.mlp(self.norm2(tokens), tokens)
         return out
 
 
@@ -101,9 +118,17 @@ class SwinLayers(nn.Module):
         shifts = (0, config.window_size // 2)
         self.blocks = nn.Sequential(*(SwinLayer(channels, config, shifts[i % 2]) for i in range(config.stl_per_dstb)))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        out: Tensor = self.blocks(tokens)
-        return out
+    def forward(self, tokens: Tensor, order: WindowOrder) -> tuple[Tensor, bool]:
+        """Tokens in the order "windows"; the result is in the order "shifted" if the second value says so."""
+        shifted = False
+        for layer in self.blocks:
+            if layer.shift and not shifted:
+                tokens = reordered(tokens, order.windows_to_shifted, order.shifted_to_windows)
+            elif shifted and not layer.shift:
+                tokens = reordered(tokens, order.shifted_to_windows, order.windows_to_shifted)
+            shifted = bool(layer.shift)
+            tokens = layer(tokens, order.kinds)
+        return tokens, shifted
 
 
 class DenseSwinBlock(nn.Module):
@@ -114,8 +139,12 @@ class DenseSwinBlock(nn.Module):
         self.body = SwinLayers(channels, config)
         self.tail = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, config.growth_rate))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return torch.cat((tokens, self.tail(self.body(tokens))), dim=-1)  # (B, H, W, C + growth)
+    def forward(self, tokens: Tensor, order: WindowOrder) -> Tensor:
+        result, shifted = self.body(tokens, order)
+        grown = self.tail(result)  # (T, growth)
+        if shifted:
+            grown = reordered(grown, order.shifted_to_windows, order.windows_to_shifted)
+        return torch.cat((tokens, grown), dim=-1)  # (T, C + growth)
 
 
 class ResidualDenseSwinBlock(nn.Module):
@@ -127,9 +156,11 @@ class ResidualDenseSwinBlock(nn.Module):
         self.body = nn.Sequential(*(DenseSwinBlock(width, config) for width in config.widths))
         self.conv = nn.Conv2d(d + config.dstb_per_rdstb * g, d, 3, padding=1)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        dense = self.body(tokens)  # (B, H, W, d + 3g)
-        return tokens + convolve_tokens(self.conv, dense)
+    def forward(self, tokens: Tensor, order: WindowOrder, shape: Shape) -> Tensor:
+        dense = tokens
+        for block in self.body:
+            dense = block(dense, order)  # at last (T, d + 3g)
+        return tokens + convolve_windows(self.conv, dense, order, shape)
 
 
 class Rdst(nn.Module):
@@ -154,14 +185,40 @@ class Rdst(nn.Module):
         self.add_mean = frozen_pointwise(channels)
         self.apply(initialise)
 
+        self._composed_tail: Derived[ComposedTail] = Derived()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Rdst:
+        self._composed_tail.forget()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def forward(self, image: Tensor) -> Tensor:
         h, w = image.shape[-2:]
         shallow = self.head(self.sub_mean(pad_to_multiple(image, self.config.window_size)))  # F0, (N, d, H', W')
-        tokens = self.patch_embed(shallow.permute(0, 2, 3, 1))  # (N, H', W', d)
-        deep = convolve_tokens(self.conv_after_body, self.norm(self.body(tokens)))
-        features = shallow + deep.permute(0, 3, 1, 2)  # global residual, (N, d, H', W')
-        enlarged: Tensor = self.add_mean(self.tail(features))
+        shape = (shallow.shape[0], shallow.shape[2], shallow.shape[3])
+        m = self.config.window_size
+        order = kept_window_order(shape[0], shape[1] // m, shape[2] // m, m, m // 2, shallow.device)
+        tokens = reordered(tokens_of(shallow), order.raster_to_windows, order.windows_to_raster)  # (N·H'·W', d)
+        deep = self.patch_embed(tokens)
+        for block in self.body:
+            deep = block(deep, order, shape)
+        deep = convolve_windows(self.conv_after_body, self.norm(deep), order, shape)
+        features = tokens + deep  # global residual
+        features = reordered(features, order.windows_to_raster, order.raster_to_windows)
+        enlarged = self._enlarge(map_of(features, shape))
         return enlarged[..., : h * self.config.scale, : w * self.config.scale]
+
+    def _enlarge(self, features: Tensor) -> Tensor:
+        """The tail, stage by stage where gradients are wanted, else as the one linear map that it is."""
+        if torch.is_grad_enabled() or min(features.shape[-2:]) < SMALLEST:
+            enlarged: Tensor = self.add_mean(self.tail(features))
+            return enlarged
+        parameters = (*self.tail.parameters(), *self.add_mean.parameters())
+        return run_composed(self._composed_tail.of(parameters, lambda: composed(self.tail_layers())), features)
+
+    def tail_layers(self) -> list[nn.Module]:
+        """The convolutions and pixel shuffles between the features and the result."""
+        return [m for m in (*self.tail.modules(), self.add_mean) if isinstance(m, nn.Conv2d | nn.PixelShuffle)]
 
     def flops(self, height: int, width: int) -> int:
         """Floating-point operations for one image (2 per multiply-add): linear, convolution and attention."""
@@ -187,6 +244,22 @@ def frozen_pointwise(channels: int) -> nn.Conv2d:
     conv = nn.Conv2d(channels, channels, 1)
     conv.requires_grad_(False)
     return conv
+
+
+def tokens_of(image: Tensor) -> Tensor:
+    """(N, C, H, W) to (N·H·W, C)."""
+    return image.permute(0, 2, 3, 1).reshape(-1, image.shape[1])
+
+
+def map_of(tokens: Tensor, shape: Shape) -> Tensor:
+    """(N·H·W, C), row after row, to (N, C, H, W), channels innermost in memory as convolutions like them."""
+    return tokens.view(*shape, tokens.shape[-1]).permute(0, 3, 1, 2)
+
+
+def convolve_windows(conv: nn.Conv2d, tokens: Tensor, order: WindowOrder, shape: Shape) -> Tensor:
+    """A convolution of (T, C) in the order of the windows, to the same order."""
+    raster = reordered(tokens, order.windows_to_raster, order.raster_to_windows)
+    return reordered(tokens_of(conv(map_of(raster, shape))), order.raster_to_windows, order.windows_to_raster)
 
 
 def convolve_tokens(conv: nn.Conv2d, tokens: Tensor) -> Tensor:
@@ -244,6 +317,15 @@ def initialise(module: nn.Module) -> None:
 def example_inputs(config: RdstConfig) -> tuple[Tensor, ...]:
     """Empty inputs of one window, the smallest that the network is worth running on."""
     return (torch.zeros(1, config.in_channels, config.window_size, config.window_size),)
+
+
+def graph_form(net: Rdst) -> GraphForm:
+    """The network as a graph of tensor operations, for any batch and size of at least 1."""
+    from medsr_cli.networks.rdst_graph import RdstGraph
+
+    side = net.config.window_size + 1
+    example = torch.zeros(2, net.config.in_channels, side, side + net.config.window_size)
+    return GraphForm(RdstGraph(net), {IMAGE: example}, {IMAGE: PLANES})
 
 
 RECOMPUTED_BUFFERS = (".attn.relative_position_index", ".attn_mask")

@@ -11,6 +11,7 @@ All images are RGB in [0, 1]. G works at the size of the result: it is given the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medsr_cli.errors import WeightsError
+from medsr_cli.networks.graph import IMAGE, PLANES, GraphForm
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,32 @@ class Discriminator(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         out: Tensor = self.main(image)
         return out
+
+
+def made_ready(net: Generator) -> Generator:
+    """A copy for inference: the same results, faster.
+
+    Transposed convolutions of stride 1 become the ordinary ones that they equal, and channels lie innermost.
+    """
+    ready = copy.deepcopy(net).eval().requires_grad_(False)
+    for unit in (part for part in ready.modules() if isinstance(part, Unit)):
+        if isinstance(unit.conv[0], nn.ConvTranspose2d):
+            unit.conv[0] = as_convolution(unit.conv[0])
+    return ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return] # not in its stubs
+
+
+def as_convolution(layer: nn.ConvTranspose2d) -> nn.Conv2d:
+    """A transposed 3x3 convolution of stride 1 and padding 1: its taps turned by 180° and in and out exchanged."""
+    conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1)
+    weight, bias = layer.weight.detach(), layer.get_parameter("bias").detach()
+    conv.weight = nn.Parameter(weight.flip(2, 3).transpose(0, 1).contiguous(), requires_grad=False)
+    conv.bias = nn.Parameter(bias, requires_grad=False)
+    return conv
+
+
+def graph_form(net: Generator) -> GraphForm:
+    """The generator for an exporter; the image is one that bicubic has enlarged already. See `GraphForm`."""
+    return GraphForm(made_ready(net), {IMAGE: torch.zeros(2, net.config.in_channels, 12, 20)}, {IMAGE: PLANES})
 
 
 def example_inputs(config: GeneratorConfig) -> tuple[Tensor, ...]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from medsr_cli.engines.engine import Engine, Interpolation
 from medsr_cli.engines.wrapped import (
@@ -21,15 +21,15 @@ from medsr_cli.engines.wrapped import (
 from medsr_cli.errors import ArgumentsError, WeightsError
 from medsr_cli.evaluation.agreement_map import Limit, limit_of_json
 from medsr_cli.networks import catalogue
+from medsr_cli.tasks.loading import Checkpoint, load_checkpoint
 from medsr_cli.tasks.magnification import Factors, in_words
 from medsr_cli.tasks.progress import Progress
+from medsr_cli.tasks.speeds import Workload
 from medsr_cli.volume.degradation import Degradation, degradation_named
 from medsr_cli.volume.resample import Kernel
-from medsr_cli.weights.manifest import Entry
+from medsr_cli.weights.manifest import Entry, precision_cost_of_json
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from medsr_cli.tasks.weights import Shelf
 
 MEDIAN_FACTS: dict[str, Any] = {
@@ -37,6 +37,8 @@ MEDIAN_FACTS: dict[str, Any] = {
     "back_projection": [BACK_PROJECTIONS, BACK_PROJECTIONS],
 }
 """For the report of the ultrasound CycleGAN's inference."""
+FILES = (".safetensors", ".onnx")
+"""Endings of files that hold a checkpoint as medsr writes it."""
 STEPS_OF_FIT = range(2, 9)
 """Whole scales that `--fit` tries, from the next larger one up."""
 PERCEPTUAL_TERMS = ("wgan", "vgg")
@@ -59,6 +61,14 @@ class ModelRequest:
     precision: str = "auto"
     tile: int | None = None
     threads: int | None = None
+    backend: str = "auto"
+    """`torch`, `onnx`, or `auto` for the one that is faster here."""
+    probe: bool = True
+    """Whether `auto` may measure what it does not know yet."""
+    max_vram: int | None = None
+    """Most bytes of the device that a run may take."""
+    deterministic: bool = False
+    """The same bits each time, at the price of speed; `auto` is PyTorch then."""
     offline: bool = False
     allow_unpinned: bool = False
     fit: bool = False
@@ -83,24 +93,31 @@ class Card:
     perceptual: bool = False
     """Whether it was trained to look right, by a critic or activations of a network, not only to be near."""
 
+    precision_cost_db: Mapping[str, float] = field(default_factory=dict)
+    """What arithmetic narrower than float32 was measured to lose, by its name."""
+
     @classmethod
     def of_entry(cls, entry: Entry) -> Card:
         """That of an entry of the manifest."""
         known = entry.consistency
         limit = Limit(known.limit, known.slices, known.largest_seen) if known else Limit()
-        return cls(entry.modality, entry.spacing_mm, entry.degradation, entry.notes, limit)
+        costs = entry.precision_cost_db.by_name if entry.precision_cost_db else {}
+        return cls(entry.modality, entry.spacing_mm, entry.degradation, entry.notes, limit, precision_cost_db=costs)
 
     @classmethod
     def of_file(cls, path: Path) -> Card:
         """That of a checkpoint file, from its metadata; what is missing or unreadable there is not known."""
-        from medsr_cli.weights.headers import read_header
+        return cls.of_metadata(metadata_of(path))
 
-        metadata = read_header(path).metadata
+    @classmethod
+    def of_metadata(cls, metadata: Mapping[str, str]) -> Card:
+        """That of a file's metadata."""
         try:
             low, high = (float(text) for text in json.loads(metadata.get("spacing_mm", "null")))
             spacing_mm = (low, high)
         except (TypeError, ValueError):
             spacing_mm = None
+        costs = precision_cost_of_json(metadata.get("precision_cost_db"))
         return cls(
             metadata.get("modality"),
             spacing_mm,
@@ -108,7 +125,23 @@ class Card:
             metadata.get("notes", ""),
             limit_of_json(metadata.get("consistency")),
             is_perceptual(metadata),
+            costs.by_name if costs else {},
         )
+
+
+def metadata_of(path: Path) -> Mapping[str, str]:
+    """What a checkpoint file says of itself.
+
+    Raises:
+        WeightsError: it is not whole, or not a file that medsr writes.
+    """
+    if path.suffix == ".onnx":
+        from medsr_cli.engines.onnx_file import read_onnx
+
+        return read_onnx(path).metadata
+    from medsr_cli.weights.headers import read_header
+
+    return read_header(path).metadata
 
 
 def is_perceptual(metadata: Mapping[str, str]) -> bool:
@@ -164,7 +197,21 @@ class Model:
         return self.card.perceptual or self.arch.id == catalogue.USCYCLEGAN.id
 
 
-def load_model(request: ModelRequest, scale: Factors, modality: str | None, progress: Progress) -> Model:
+@dataclass(frozen=True)
+class Run:
+    """What is to be enlarged, and who is told."""
+
+    progress: Progress
+    workload: Workload | None = None
+
+
+def load_model(
+    request: ModelRequest,
+    scale: Factors,
+    modality: str | None,
+    progress: Progress,
+    workload: Workload | None = None,
+) -> Model:
     """The engine for a request.
 
     Args:
@@ -172,6 +219,7 @@ def load_model(request: ModelRequest, scale: Factors, modality: str | None, prog
         scale: enlargement along rows and columns.
         modality: that of the image, if known; it chooses among checkpoints of one method.
         progress: is told which checkpoint was taken.
+        workload: what is to be enlarged, which decides whether measuring engines is worth the time.
 
     Raises:
         ArgumentsError: no such method, or a scale it does not have.
@@ -179,15 +227,16 @@ def load_model(request: ModelRequest, scale: Factors, modality: str | None, prog
         DeviceUnavailable: the device is not there.
     """
     arch = _method(request)
+    run = Run(progress, workload)
     if arch is not None and arch.kind == "baseline":
         model = _baseline(arch, request, scale)
     elif arch is not None and arch.kind != "network":
         msg = f"{arch.id} does not enlarge images."
         raise ArgumentsError(msg, "See medsr models for the methods that do.")
     elif request.weights is not None and _is_path(request.weights):
-        model = _from_file(request, Path(request.weights), arch, scale)
+        model = _from_file(request, Path(request.weights), arch, scale, run)
     else:
-        model = _from_manifest(request, scale, modality or request.modality, progress)
+        model = _from_manifest(request, scale, modality or request.modality, run)
     return finished(model, request)
 
 
@@ -220,7 +269,7 @@ def _method(request: ModelRequest) -> catalogue.Arch | None:
 
 
 def _is_path(name: str) -> bool:
-    return Path(name).suffix in (".safetensors", ".pt", ".pth", ".tar") or Path(name).exists()
+    return Path(name).suffix in (*FILES, ".pt", ".pth", ".tar") or Path(name).exists()
 
 
 def _baseline(arch: catalogue.Arch, request: ModelRequest, scale: Factors) -> Model:
@@ -234,15 +283,18 @@ def _baseline(arch: catalogue.Arch, request: ModelRequest, scale: Factors) -> Mo
     return Model(arch.id, Interpolation(kernel, scale), arch, scale)
 
 
-def _from_manifest(request: ModelRequest, scale: Factors, modality: str | None, progress: Progress) -> Model:
+def _from_manifest(request: ModelRequest, scale: Factors, modality: str | None, run: Run) -> Model:
+    from medsr_cli.provenance.record import sha256_of
     from medsr_cli.tasks.weights import open_shelf
 
     shelf = open_shelf()
     name = request.weights or request.model
     entry, own_scale = _select(shelf, request.fit, name, scale, modality)
     path = shelf.store.verified_path(entry, request.allow_unpinned)
-    progress.say(f"Using {entry.id}.")
-    model = _load(request, path, entry.variant or entry.method, entry.id, Card.of_entry(entry), own_scale)
+    run.progress.say(f"Using {entry.id}.")
+    card = Card.of_entry(entry)
+    checkpoint = Checkpoint(path, entry.id, sha256_of(path) or "", card.precision_cost_db)
+    model = _load(request, checkpoint, entry.variant or entry.method, card, own_scale, run)
     return fitted(model, scale) if own_scale != scale else model
 
 
@@ -271,76 +323,38 @@ def fitted(model: Model, scale: Factors) -> Model:
     return replace(model, engine=Fitted(model.engine, scale), scale=scale, facts=facts)
 
 
-def _from_file(request: ModelRequest, path: Path, arch: catalogue.Arch | None, scale: Factors) -> Model:
+def _from_file(request: ModelRequest, path: Path, arch: catalogue.Arch | None, scale: Factors, run: Run) -> Model:
+    from medsr_cli.provenance.record import sha256_of
+
     if not path.is_file():
         msg = f"There is no checkpoint {path}."
         raise WeightsError(msg, "Check the path given with --weights.")
-    if path.suffix != ".safetensors":
+    if path.suffix not in FILES:
         msg = f"{path.name} is not a safetensors file."
         method = arch.id if arch else "METHOD"
         raise WeightsError(msg, f"Convert it first: medsr weights import {path.name} -m {method} -o OUT.safetensors.")
-    return _load(request, path, "", path.name, Card.of_file(path), scale, arch)
+    card = Card.of_file(path)
+    checkpoint = Checkpoint(path, path.name, sha256_of(path) or "", card.precision_cost_db)
+    return _load(request, checkpoint, "", card, scale, run, arch)
 
 
 def _load(
     request: ModelRequest,
-    path: Path,
+    checkpoint: Checkpoint,
     method: str,
-    checkpoint_id: str,
     card: Card,
     scale: Factors,
+    run: Run,
     wanted: catalogue.Arch | None = None,
 ) -> Model:
-    import torch
-
-    from medsr_cli.engines.torch_runner import engine_for
-    from medsr_cli.networks import load_network
-    from medsr_cli.networks.checkpoint import entry_of
-    from medsr_cli.provenance.record import sha256_of
-
-    if request.threads:
-        torch.set_num_threads(request.threads)
-    net = load_network(path)
-    arch = entry_of(net)
-    _refuse_other_method(arch, wanted, checkpoint_id)
-    own_scale = _scale_of(net, arch, scale)
-    if own_scale != scale and not request.fit:
-        msg = f"{checkpoint_id} enlarges by {in_words(own_scale)}, not by {in_words(scale)}."
-        raise ArgumentsError(msg, f"Use --scale {own_scale[0]:g}, other weights, or --fit.")
-    if max(own_scale) < max(scale):
-        msg = f"{checkpoint_id} enlarges by {in_words(own_scale)} at most, not by {in_words(scale)}."
-        raise ArgumentsError(msg, "--fit shrinks the result of a larger scale; use weights of one.")
-    engine: Engine = engine_for(net, arch, own_scale, device=request.device, precision=request.precision, tile=request.tile)
-    facts: dict[str, Any] = {}
+    """A checkpoint's engine with what every run of it has around it."""
+    loaded = load_checkpoint(request, checkpoint, scale, wanted, run.workload, run.progress)
+    arch, engine, facts = loaded.arch, cast("Engine", loaded.engine), dict[str, Any]()
     if degradation_named(card.degradation or arch.degradation).first_centres:
         engine = Realigned(engine)
         facts["input_moved"] = "by (s - 1) / (2 s) of a pixel: the checkpoint's training pairs share first centres"
     if arch.enlarged_first:
         engine, facts = median_of_orientations(Colours(engine)), dict(MEDIAN_FACTS)
-    model = Model(method or variant_of(arch, net), engine, arch, own_scale, checkpoint_id, sha256_of(path), card, facts)
-    return fitted(model, scale) if own_scale != scale else model
-
-
-def _scale_of(net: nn.Module, arch: catalogue.Arch, scale: Factors) -> Factors:
-    """The enlargement of a network: its own, or for networks of any scale the one that is asked for."""
-    if arch.scale_range is not None:
-        return scale
-    config: Any = net.config
-    own = float(getattr(config, "scale", max(arch.scales)))
-    return own, own
-
-
-def _refuse_other_method(arch: catalogue.Arch, wanted: catalogue.Arch | None, checkpoint_id: str) -> None:
-    if arch.kind != "network":
-        msg = f"{checkpoint_id} is a checkpoint of {arch.id}, which does not enlarge images."
-        raise WeightsError(msg, "Use a checkpoint of a method that medsr models lists with scales.")
-    if wanted is not None and arch not in catalogue.named(wanted.id):
-        msg = f"{checkpoint_id} is a checkpoint of {arch.id}, not of {wanted.id}."
-        raise WeightsError(msg, f"Run it with -m {arch.id}.")
-
-
-def variant_of(arch: catalogue.Arch, net: nn.Module) -> str:
-    """The variant's name, or that of the method for a size that has none."""
-    from medsr_cli.networks.checkpoint import config_of
-
-    return arch.variant_of(config_of(net)) or arch.id
+    method = method or loaded.variant
+    model = Model(method, engine, arch, loaded.scale, checkpoint.id, checkpoint.sha256, card, facts)
+    return fitted(model, scale) if loaded.scale != scale else model

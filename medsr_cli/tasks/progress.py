@@ -24,6 +24,10 @@ class Progress(Protocol):
         """A remark, such as which checkpoint was taken."""
         ...
 
+    def detail(self, sentence: str) -> None:
+        """A remark for those who want to know more, such as which engine was picked."""
+        ...
+
     def warn(self, sentence: str) -> None:
         """Something the user should know before trusting the result."""
         ...
@@ -45,4 +49,7 @@ class Silent:
         """Ignored."""
 
     def warn(self, sentence: str) -> None:
+        """Ignored."""
+
+    def detail(self, sentence: str) -> None:
         """Ignored."""

@@ -122,6 +122,9 @@ def refuse_contradictions(request: UpscaleRequest) -> None:
     if request.training != SelfTraining() and not learns_from_the_image(request.model):
         msg = "--preset, --seed, --max-minutes and --without are for methods that learn from the image itself."
         raise ArgumentsError(msg, "Leave them out, or use -m uscyclegan.")
+    if request.model.backend == "onnx" and learns_from_the_image(request.model):
+        msg = f"{request.model.model} trains on the image in PyTorch, and runs there."
+        raise ArgumentsError(msg, "Leave out --backend, or give an exported network with --weights.")
     if request.detector and not (request.region or "").startswith("auto"):
         msg = "--detector finds the region that --roi auto asks for."
         raise ArgumentsError(msg, "Add --roi auto.")

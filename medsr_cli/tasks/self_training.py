@@ -75,7 +75,7 @@ def train_on(
     import torch
 
     from medsr_cli.engines.devices import find_device
-    from medsr_cli.engines.torch_runner import engine_for
+    from medsr_cli.engines.torch_runner import TorchSettings, engine_for
 
     factor = _factor(scale, request)
     device = find_device(request.device)
@@ -86,7 +86,13 @@ def train_on(
     progress.say(f"Trained for {trained.iterations} iterations (stopped by {trained.stop_reason}); enlarging.")
     own_scale = (float(factor), float(factor))
     inner = engine_for(
-        trained.network, USCYCLEGAN, own_scale, device=str(device), precision=request.precision, tile=request.tile
+        trained.network,
+        USCYCLEGAN,
+        own_scale,
+        device=str(device),
+        precision=request.precision,
+        tile=request.tile,
+        settings=TorchSettings(deterministic=request.deterministic, max_bytes=request.max_vram),
     )
     engine: Engine = median_of_orientations(Colours(inner))
     engine.warnings += _doubts(trained)

@@ -14,6 +14,7 @@ from medsr_cli.tasks.model import Model, finished, load_model
 from medsr_cli.tasks.progress import Progress, Silent
 from medsr_cli.tasks.request import Item, UpscaleRequest, learns_from_the_image, refuse_contradictions
 from medsr_cli.tasks.self_training import unfinished_training
+from medsr_cli.tasks.speeds import Workload
 from medsr_cli.volume.intensity import IntensityRange
 
 
@@ -38,6 +39,7 @@ class Upscaler:
         self.request, self.progress = request, progress
         self._taken: dict[Path, Path] = {}
         self._models: dict[tuple[str | None, Factors], Model] = {}
+        self._inputs = 1
 
     def run(self) -> Iterator[Item]:
         """Every input in turn; see `upscale`."""
@@ -56,6 +58,7 @@ class Upscaler:
         if several and self.request.guide is not None:
             msg = "--guide names one image, but there are several inputs."
             raise ArgumentsError(msg, "Give one input at a time.")
+        self._inputs = len(sources)
         for number, source in enumerate(sources, start=1):
             self.progress.item(source.name, number, len(sources))
             yield from self._together((source,), several)
@@ -87,5 +90,7 @@ class Upscaler:
             return finished(model, self.request.model)
         key = (modality, scale)
         if key not in self._models:
-            self._models[key] = load_model(self.request.model, scale, modality, self.progress)
+            planes = reader.volume.slices * reader.volume.channels * self._inputs
+            workload = Workload(reader.volume.rows, reader.volume.columns, planes)
+            self._models[key] = load_model(self.request.model, scale, modality, self.progress, workload)
         return self._models[key]

@@ -11,7 +11,7 @@ import dataclasses
 import datetime
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -321,7 +321,17 @@ class Workshop:
             networks={role: (names[role], digests[role]) for role in names},
             processes=self.accelerator.num_processes,
             limit=self._limit(candidate, degradation) if recipe.task == "super-resolution" else None,
+            precision_cost_db=None if interrupted else self._precision_cost_db(candidate, scores),
         )
+
+    def _precision_cost_db(self, candidate: Candidate, scores: Sequence[Score]) -> Mapping[str, float] | None:
+        """What bfloat16 costs, where the device computes in it and there is time to measure."""
+        from medsr_cli.engines.precision import has_bfloat16
+        from medsr_cli.training.release import precision_cost_db
+
+        if not has_bfloat16(self.trainer.device):
+            return None
+        return precision_cost_db(candidate.net, scores, self.trainer.score)
 
     def _limit(self, candidate: Candidate, degradation: str) -> Limit:
         from medsr_cli.training.calibration import local_limit

@@ -100,6 +100,8 @@ class Facts:
     processes: int = 1
     limit: Limit | None = None
     """How far its shrunken results may be from the input; None for what enlarges nothing."""
+    precision_cost_db: Mapping[str, float] | None = None
+    """What bfloat16 costs, see `release.precision_cost_db`; None: not measured."""
 
     @property
     def trained_on(self) -> str:
@@ -212,6 +214,7 @@ def metadata(facts: Facts) -> dict[str, str]:
         "recipe": facts.recipe.to_json(),
         **({"networks": json.dumps(networks)} if networks else {}),
         **({"consistency": facts.limit.to_json()} if facts.limit is not None else {}),
+        **({"precision_cost_db": json.dumps(dict(facts.precision_cost_db))} if facts.precision_cost_db else {}),
         "losses": json.dumps(sorted({term for stage in facts.recipe.stages for term in stage.losses})),
         "steps": str(facts.state.best_step),
         "command": facts.command,

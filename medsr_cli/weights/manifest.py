@@ -37,6 +37,9 @@ refused by entry and field.
         consistency: null           # default null; what its shrunken results showed on validation images, see
                                     # medsr_cli/evaluation/agreement_map.py:
                                     # {limit: 0.15, slices: 232, largest_seen: 0.05}
+        precision_cost_db: null     # default null; PSNR that bfloat16 and float16 lose against float32, each null or
+                                    # left out where not measured, on so many validation slices (see
+                                    # tests/benchmarks/precision.py): {bfloat16: 0.002, float16: 0.0, slices: 24}
         command: ...                # what trained it; null: not known
         date: 2026-11-20            # of the weights or of the entry; null: not known
         notes: ...                  # default ""
@@ -48,6 +51,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -68,6 +72,7 @@ FORMATS = ("safetensors", "author-pt")
 MAX_BYTES = 4_000_000_000
 MAX_CHANNELS = 16
 MAX_SCALE = 8
+MAX_COST_DB = 100.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
@@ -81,7 +86,7 @@ _SHA256_PREFIX = re.compile(r"[0-9a-f]{8,63}")
 
 Scale = float | tuple[float, float]
 """An enlargement: of rows and columns alike, or of each."""
-_NEWER = ("scale_range", "by_hand", "sha256_prefix", "consistency")
+_NEWER = ("scale_range", "by_hand", "sha256_prefix", "consistency", "precision_cost_db")
 """Fields left out of the JSON where they say nothing, so that earlier releases can read it."""
 
 
@@ -127,6 +132,26 @@ class Consistency:
 
 
 @dataclass(frozen=True)
+class PrecisionCost:
+    """PSNR in dB that narrower arithmetic loses against float32; None: not measured. Below zero it gained."""
+
+    slices: int
+    """Validation slices that it was measured on."""
+    bfloat16: float | None = None
+    float16: float | None = None
+
+    @property
+    def by_name(self) -> dict[str, float]:
+        """What is known, by the name of the arithmetic."""
+        both = {"bfloat16": self.bfloat16, "float16": self.float16}
+        return {name: cost for name, cost in both.items() if cost is not None}
+
+    def to_json(self) -> str:
+        """For a checkpoint's metadata; `precision_cost_of_json` reads it back."""
+        return json.dumps({"slices": self.slices, **self.by_name})
+
+
+@dataclass(frozen=True)
 class Entry:
     """One checkpoint; the fields are those of the module's schema."""
 
@@ -155,6 +180,7 @@ class Entry:
     by_hand: str | None = None
     sha256_prefix: str | None = None
     consistency: Consistency | None = None
+    precision_cost_db: PrecisionCost | None = None
 
     def covers(self, rows: float, columns: float | None = None) -> bool:
         """Whether it enlarges rows by the first and columns by the second number (None: by the same)."""
@@ -324,6 +350,11 @@ def parse_entry(data: object, where: str) -> Entry:
             if fields.stated("consistency")
             else None
         ),
+        precision_cost_db=(
+            _parse_precision_cost(fields.data["precision_cost_db"], f"{fields.where}, precision_cost_db")
+            if fields.stated("precision_cost_db")
+            else None
+        ),
     )
     fields.finish()
     _check_entry(entry, fields)
@@ -418,6 +449,26 @@ def _parse_consistency(data: object, where: str) -> Consistency:
     seen = fields.number("largest_seen", 0.0, 1e6) if fields.stated("largest_seen") else None
     fields.finish()
     return Consistency(limit, slices, seen)
+
+
+def _parse_precision_cost(data: object, where: str) -> PrecisionCost:
+    fields = _Fields(data, where)
+    slices = fields.integer("slices", 1, MAX_BYTES)
+    costs = {
+        name: fields.number(name, -MAX_COST_DB, MAX_COST_DB) for name in ("bfloat16", "float16") if fields.stated(name)
+    }
+    if not costs:
+        fields.refuse("bfloat16", "or float16 must be given")
+    fields.finish()
+    return PrecisionCost(slices, **costs)
+
+
+def precision_cost_of_json(text: str | None) -> PrecisionCost | None:
+    """What a checkpoint's metadata tell of narrower arithmetic; None where they tell nothing, or no sense."""
+    try:
+        return _parse_precision_cost(json.loads(text or "null"), "the metadata")
+    except (ValueError, RecursionError, WeightsError):
+        return None
 
 
 class _Fields:

@@ -364,6 +364,7 @@ def _entry_from(facts: _Facts, path: Path, arch: Arch, config: Mapping[str, Any]
         "date": facts.get("date"),
         "notes": str(facts.get("notes", "")),
         "consistency": facts.structure("consistency", None),
+        "precision_cost_db": facts.structure("precision_cost_db", None),
     }
     try:
         return parse_entry(data, f"The card of {path.name}")

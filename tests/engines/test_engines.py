@@ -7,14 +7,26 @@ import pytest
 
 from medsr_cli.engines.devices import find_device
 from medsr_cli.engines.engine import Engine, Interpolation
+from medsr_cli.engines.network_engine import NetworkEngine
+from medsr_cli.engines.onnx_file import checked_onnx
+from medsr_cli.engines.onnx_runner import OnnxRunner
 from medsr_cli.errors import ArgumentsError
+from tests.engines.onnx_models import nearest
 from tests.makers import almost_nearest, torch_engine
+
+
+def onnx_engine(tile: int | None = None) -> Engine:
+    file = checked_onnx(nearest().SerializeToString(), "nearest.onnx")
+    return NetworkEngine(OnnxRunner(file, device="cpu"), file.traits, tile=tile)
+
 
 MAKERS = {
     "bicubic": lambda: Interpolation("cubic", 2),
     "lanczos": lambda: Interpolation("lanczos", 2),
     "torch": lambda: torch_engine(almost_nearest(2), 2),
     "torch-tiled": lambda: torch_engine(almost_nearest(2), 2, tile=64),
+    "onnx": onnx_engine,
+    "onnx-tiled": lambda: onnx_engine(tile=64),
 }
 
 

@@ -12,22 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medsr_cli.errors import WeightsError
 from medsr_cli.networks import catalogue, checkpoint, load_network
-from medsr_cli.networks.cohft import (
-    AdaptiveInstanceNorm,
+from medsr_cli.networks.cohft import Cohft, CohftConfig, Stage, config_from_state
+from medsr_cli.networks.cohft_attention import (
     Attention,
-    Cohft,
-    CohftConfig,
-    DenseBlock,
     ResidualMlp,
-    Rrdb,
-    Stage,
     WindowAttention,
-    config_from_state,
     correlate_heads,
-    gradient_map,
     merge_strided,
     partition_strided,
 )
+from medsr_cli.networks.cohft_blocks import AdaptiveInstanceNorm, DenseBlock, Rrdb, gradient_map
 from medsr_cli.networks.rdst import pad_to_multiple
 from tests.networks.golden import assert_close, fixture, procedural_state, save_declared
 

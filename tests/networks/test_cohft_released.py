@@ -12,19 +12,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medsr_cli.errors import WeightsError
 from medsr_cli.networks import catalogue, checkpoint, load_network
-from medsr_cli.networks.cohft import gradient_map
+from medsr_cli.networks.cohft_blocks import gradient_map
 from medsr_cli.networks.cohft_released import (
     SIDES,
-    HeadCorrelation,
-    InterModality,
     ReleasedCohft,
     ReleasedCohftConfig,
     StoredGradientMap,
-    TokenAttention,
-    WindowBlock,
     config_from_state,
     example_inputs,
 )
+from medsr_cli.networks.cohft_released_attention import HeadCorrelation, InterModality, TokenAttention, WindowBlock
 from tests.networks.golden import assert_close, fixture, procedural_state, save_declared, specification
 
 PARAMETERS = {2: 106_597_924, 3: 100_047_844, 4: 97_920_164}

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from medsr_cli.errors import WeightsError
-from medsr_cli.networks import catalogue, checkpoint, load_network
+from medsr_cli.networks import catalogue, checkpoint, load_network, m2trans_ready
 from medsr_cli.networks import m2trans as module
 from medsr_cli.networks.m2trans import (
     DIV2K_MEAN,
@@ -44,7 +44,7 @@ def use_plain(net: torch.nn.Module, plain: bool) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("form", ["fused", "plain", "with-gradient"])
+@pytest.mark.parametrize("form", ["fused", "plain", "with-gradient", "ready"])
 def test_equals_the_released_network(name: str, form: str) -> None:
     facts, state, tensors = fixture(name)
     net = checkpoint.network_from_state(state, catalogue.M2TRANS)
@@ -52,10 +52,11 @@ def test_equals_the_released_network(name: str, form: str) -> None:
     assert {key: getattr(net.config, key) for key in declared} == declared
     assert sum(value.numel() for value in net.parameters()) == facts["parameters"]
     use_plain(net, form == "plain")
+    run = module.made_ready(net) if form == "ready" else net
     for case in facts["cases"]:
         expected = tensors[case["y"]]
         with torch.set_grad_enabled(form == "with-gradient"):
-            found = net(tensors[case["x"]])
+            found = run(tensors[case["x"]])
         assert list(found.shape) == case["out_shape"]
         assert (found - expected).abs().max() <= 1e-5
 
@@ -138,6 +139,19 @@ def test_normalisation_is_pytorchs() -> None:
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
     flat = instance_norm(torch.full((1, 4, 4, 2), 0.7))
     assert flat.abs().max() < 1e-3  # a constant map stays finite
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3])
+@pytest.mark.parametrize("size", [(3, 3), (96, 33)])
+def test_an_empty_slice_stays_empty(value: float, size: tuple[int, int]) -> None:
+    """Normalisation of constant maps must not blow up what rounding left of them, 300 times in every block."""
+    net = made(dataclasses.replace(TINY, n_feats=24, n_blocks=6))
+    for run in (net, module.made_ready(net)):
+        with torch.inference_mode():
+            result = run(torch.full((1, 3, *size), value))[..., 2:-2, 2:-2]  # the last convolution sums in any order
+            expected = net.double()(torch.full((1, 3, *size), value, dtype=torch.float64))[..., 2:-2, 2:-2]
+            net.float()
+        assert (result - expected).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -252,6 +266,83 @@ def test_training_after_inference_reaches_every_weight() -> None:
         torch.testing.assert_close(value.grad, gradients[name], atol=1e-5, rtol=1e-3)
 
 
+# -- arranged for inference ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [TINY, ODD, dataclasses.replace(TINY, block_size=2, scale=8)])
+@pytest.mark.parametrize("size", [(1, 1), (5, 33), (32, 64), (70, 20)])
+def test_the_ready_network_is_the_network(config: M2TransConfig, size: tuple[int, int]) -> None:
+    net = made(config)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    ready = module.made_ready(net)
+    image = torch.rand(2, config.in_channels, *size)
+    with torch.inference_mode():
+        torch.testing.assert_close(ready(image), net(image), atol=2e-6, rtol=0)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert all(value.requires_grad for value in net.body.parameters())
+
+
+def test_the_ready_network_takes_half_precision() -> None:
+    net = made()
+    image = torch.rand(1, 3, 40, 33)
+    with torch.inference_mode():
+        single = net(image)
+        half = module.made_ready(net.to(torch.bfloat16))(image.to(torch.bfloat16))
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - single).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_blocks_and_patches_are_runs(level: int) -> None:
+    """Read off coordinates that are carried through the layout as if they were the image."""
+    config = dataclasses.replace(TINY, block_size=4)
+    where = m2trans_ready.layout(20, 40, config, torch.device("cpu"))
+    h, w = len(where.rows), len(where.columns)
+    assert (h, w) == (32, 48)
+    assert torch.equal(where.order[where.place], torch.arange(h * w))
+    y, x = where.order // w, where.order % w
+    side, area = 2**level, 4**level
+    for size, count in ((side, area), (4 * side, 16 * area)):  # patches, blocks
+        for coordinate in (y, x):
+            runs = coordinate.view(-1, count) // size
+            assert torch.equal(runs, runs[:, :1].expand_as(runs))
+    patch = {(int(y[i]) // side, int(x[i]) // side): i // area for i in range(0, h * w, area)}
+    window = where.windows[level].view(-1, 36)
+    for block in range(len(window)):
+        top, left = int(y[block * 16 * area]) // side, int(x[block * 16 * area]) // side
+        cells = [(top + i, left + j) for i in range(-1, 5) for j in range(-1, 5)]
+        assert window[block].tolist() == [patch.get(cell, h * w // area) for cell in cells]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (16, 17), (31, 64), (33, 65), (48, 20)])
+def test_padding_by_indices_is_padding(size: tuple[int, int]) -> None:
+    image = torch.rand(1, 1, *size)
+    rows, columns = (m2trans_ready.padding(side, TINY, torch.device("cpu")) for side in size)
+    assert torch.equal(image[:, :, rows][..., columns], module.pad_to_blocks(image, TINY))
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_the_transform_of_a_patch_is_the_haar_transform(levels: int) -> None:
+    side, channels = 2**levels, 3
+    image = torch.rand(1, side, side, channels, dtype=torch.float64)
+    order = m2trans_ready.z_order(side)
+    found = torch.cat([image[0, y, x] for y, x in order]) @ m2trans_ready.patch_transform(channels, levels)
+    for _ in range(levels):
+        image = haar_split(image)
+    torch.testing.assert_close(found, image.flatten())
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+def test_the_tail_on_tokens_is_the_tail(scale: int) -> None:
+    net = made(dataclasses.replace(TINY, scale=scale))
+    features = torch.randn(2, 8, 32, 64)
+    with torch.no_grad():
+        whole = net.tail(features)
+        for h, w in ((32, 64), (31, 64), (20, 1)):
+            shown = m2trans_ready.GraphTail(net.tail)(features, h, w)
+            torch.testing.assert_close(shown, whole[..., : scale * h, : scale * w], atol=1e-6, rtol=0)
+
+
 # -- checkpoints -------------------------------------------------------------------------------------------
 
 
@@ -287,10 +378,11 @@ def test_half_precision_keeps_what_is_not_trained(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"n_feats": 12}, {"n_feats": 0}, {"n_feats": -8}, {"n_blocks": 0}, {"block_size": 0}, {"in_channels": 0},
+     {"block_size": 12},
      {"scale": 1}, {"scale": 0}, {"scale": -2}, {"scale": 5}, {"scale": 16}],
 )  # fmt: skip
 def test_sizes_that_no_network_has_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"features|least one|scale"):
+    with pytest.raises(ValueError, match=r"features|least one|scale|power of two"):
         M2TransConfig(**wrong)
 
 

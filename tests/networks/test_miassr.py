@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medsr_cli.errors import WeightsError
-from medsr_cli.networks import catalogue, checkpoint, load_network, miassr
+from medsr_cli.networks import catalogue, checkpoint, load_network, meta_upscale, miassr
 from medsr_cli.networks.miassr import (
     RECOMPUTED_BUFFERS,
     AxisGrid,
@@ -234,6 +234,13 @@ def test_single_precision_agrees_with_double():
             assert (a.double() - b).abs().max() <= 1e-5 * (b.max() - b.min())
 
 
+def test_made_ready_changes_no_result():
+    net, image = tiny(), image_of(TINY, 9, 14)
+    with torch.inference_mode():
+        before = net(image, 2.7)
+        torch.testing.assert_close(miassr.made_ready(net)(image, 2.7), before, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("s", [2.0, 3.3])
 def test_a_batch_is_its_single_images(s):
     net, batch = tiny(), image_of(TINY, 12, 7, n=3)
@@ -302,8 +309,8 @@ def test_bands_change_nothing(monkeypatch, form, s):
     net.meta_upsampler.form = form
     with torch.inference_mode():
         whole = net(image, s)
-        monkeypatch.setattr(miassr, "RESPONSE_BYTES", 1)
-        monkeypatch.setattr(miassr, "DOT_BYTES", {})
+        monkeypatch.setattr(meta_upscale, "RESPONSE_BYTES", 1)
+        monkeypatch.setattr(meta_upscale, "DOT_BYTES", {})
         torch.testing.assert_close(net(image, s), whole, atol=1e-12, rtol=0)
 
 

@@ -13,12 +13,13 @@ from torch import nn
 
 from medsr_cli.errors import WeightsError
 from medsr_cli.networks import catalogue, checkpoint, load_network
-from medsr_cli.networks.batch_norm import BatchNorm
-from medsr_cli.networks.msgan import MsGan, MsGanConfig, config_from_state, example_inputs
+from medsr_cli.networks.batch_norm import BatchNorm, fold_into
+from medsr_cli.networks.msgan import MsGan, MsGanConfig, config_from_state, example_inputs, made_ready
 from medsr_cli.networks.msgan_detector import LesionDetector, LesionDetectorConfig
 from medsr_cli.networks.msgan_detector import config_from_state as detector_config_from_state
 from medsr_cli.networks.msgan_detector import example_inputs as detector_inputs
 from medsr_cli.networks.rdst import Rdst, RdstConfig
+from tests.networks.golden import assert_close
 
 TINY = MsGanConfig(n_blocks=2, n_feats=6)
 SINGLE = MsGanConfig(extractors=1, n_blocks=3, n_feats=5, in_channels=3)
@@ -196,6 +197,36 @@ def test_the_norm_is_pytorchs_less_its_counter():
     state = reference.state_dict()
     assert state.pop("num_batches_tracked") == 3
     own.load_state_dict(state)
+
+
+@pytest.mark.parametrize("config", [*GENERATORS, dataclasses.replace(TINY, second_relu=False)])
+def test_the_ready_generator_is_the_generator(config):
+    net = lively(MsGan(config))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    ready = made_ready(net)
+    assert not any(isinstance(layer, BatchNorm) for layer in ready.modules())
+    for size in ((1, 1), (3, 20), (9, 8)):
+        image = torch.rand(2, config.in_channels, *size)
+        with torch.inference_mode():
+            for found, wanted in zip(ready.stages(image), net.stages(image), strict=True):
+                assert_close(found, wanted, 1e-5)
+            assert_close(ready(image), net(image), 1e-5)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert all(value.requires_grad for value in net.parameters())
+
+
+def test_a_folded_normalisation_is_the_normalisation():
+    torch.manual_seed(0)
+    conv, after = nn.Conv2d(3, 5, 3, padding=1).double(), BatchNorm(5).double().eval()
+    with torch.no_grad():
+        for value in (after.running_mean, after.running_var, after.weight, after.bias):
+            value.copy_(torch.rand(5) * 3 + 0.01)
+        x = torch.rand(2, 3, 6, 7, dtype=torch.float64)
+        wanted = after(conv(x))
+        fold_into(conv, after)
+        torch.testing.assert_close(conv(x), wanted, atol=1e-12, rtol=0)
+    with pytest.raises(ValueError, match="bias"):
+        fold_into(nn.Conv2d(3, 5, 3, bias=False), after)
 
 
 # -- the detector ---------------------------------------------------------------------------------------------

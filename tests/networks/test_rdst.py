@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import onnxruntime
 import pytest
 import torch
 
+from medsr_cli.engines.onnx_export import exported
 from medsr_cli.errors import WeightsError
+from medsr_cli.networks import rdst
 from medsr_cli.networks.rdst import (
     RECOMPUTED_BUFFERS,
     Rdst,
     RdstConfig,
     config_from_state,
+    graph_form,
     pad_to_multiple,
 )
 from medsr_cli.networks.windows import WindowAttention, all_window_masks
@@ -139,3 +143,52 @@ def test_widths_that_no_number_of_heads_divides_are_refused():
 def test_another_network_is_refused():
     with pytest.raises(WeightsError, match=r"head\.weight"):
         config_from_state({"conv.weight": torch.zeros(3, 3)})
+
+
+def test_layers_taken_in_parts_are_whole(monkeypatch):
+    net = tiny(scale=2)
+    image = torch.rand(2, 1, 24, 32)
+    with torch.no_grad():
+        whole = net(image)
+        monkeypatch.setattr(rdst, "TOKENS_AT_ONCE", 5 * 64)
+        parts = net(image)
+    torch.testing.assert_close(whole, parts, atol=1e-6, rtol=0)
+
+
+def test_training_and_inference_give_the_same():
+    net = tiny()
+    image = torch.rand(2, 1, 16, 24)
+    with_gradients = net(image)
+    with torch.inference_mode():
+        torch.testing.assert_close(net(image), with_gradients.detach(), atol=1e-5, rtol=0)
+    with_gradients.sum().backward()
+    assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
+
+
+def test_windows_of_a_single_pixel_keep_the_tail_in_stages():
+    net = tiny(window_size=1, scale=2)
+    image = torch.rand(1, 1, 1, 4)
+    with torch.no_grad():
+        found = net(image)
+    torch.testing.assert_close(found, net(image).detach(), atol=1e-5, rtol=0)
+
+
+def test_half_precision_is_near_single():
+    net = tiny(scale=2)
+    image = torch.rand(1, 1, 16, 24)
+    with torch.no_grad():
+        single = net(image)
+        half = net.to(torch.bfloat16)(image.bfloat16())
+    assert (half.float() - single).abs().max() < 0.05 * single.abs().max()
+
+
+def test_one_graph_serves_every_size():
+    torch.manual_seed(11)
+    net = tiny(scale=4, dstb_per_rdstb=2)
+    session = onnxruntime.InferenceSession(exported(graph_form(net)), providers=["CPUExecutionProvider"])
+    for size in [(1, 1, 1, 1), (2, 1, 8, 8), (1, 1, 3, 30), (3, 1, 17, 9), (1, 1, 24, 40), (1, 1, 4, 5)]:
+        image = torch.rand(size)
+        with torch.no_grad():
+            expected = net(image)
+        (found,) = session.run(None, {"image": image.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=0)

@@ -21,6 +21,7 @@ from medsr_cli.networks.uscyclegan import (
     HrToLrConfig,
     config_from_state,
     example_inputs,
+    made_ready,
 )
 from medsr_cli.volume.antialias import antialiased_resize
 from tests.networks.golden import SPECS, assert_close, fixture
@@ -41,10 +42,11 @@ def tiny(config: GeneratorConfig = TINY) -> Generator:
 # --- against the released modules ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("mode", ["eval", "train", "ready"])
 def test_generator_equals_the_released_one(mode):
     facts, state, tensors = fixture("uscyclegan_generator")
     net = checkpoint.network_from_state(state, catalogue.USCYCLEGAN).train(mode == "train")
+    net = made_ready(net) if mode == "ready" else net
     assert list(net.config.widths) == facts["config"]["channels"]
     for case in facts["cases"]:
         with torch.no_grad():
@@ -142,6 +144,20 @@ def test_any_size_comes_out_as_it_went_in(config, size):
     assert result.shape == image.shape
     assert 0 <= result.min() <= result.max() <= 1
     torch.testing.assert_close(result, alone, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("config", [TINY, ODD])
+def test_the_ready_generator_is_the_generator(config):
+    net = tiny(config)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    ready = made_ready(net)
+    assert not any(isinstance(layer, torch.nn.ConvTranspose2d) for layer in ready.modules())
+    for size in ((1, 1), (3, 40), (20, 33)):
+        image = torch.rand(2, config.in_channels, *size)
+        with torch.inference_mode():
+            torch.testing.assert_close(ready(image), net(image), atol=1e-6, rtol=0)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert all(value.requires_grad for value in net.parameters())
 
 
 def test_double_precision_agrees():

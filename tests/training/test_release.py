@@ -18,7 +18,7 @@ from medsr_cli.training.card import (
 )
 from medsr_cli.training.pack import PackedVolume
 from medsr_cli.training.recipe import recipe_named
-from medsr_cli.training.release import best_network, refuse_worse, rounded_to_half
+from medsr_cli.training.release import best_network, precision_cost_db, refuse_worse, rounded_to_half
 from medsr_cli.training.state import TrainingState
 from medsr_cli.training.validation import CentreScore, ConditionFigures, OverlapScore, VolumeScore
 from medsr_cli.training.workfolder import Log, RunIdentity, WorkFolder
@@ -90,6 +90,26 @@ def test_the_best_weights_are_taken_and_halved():
     for key, value in best.net.state_dict().items():
         exact = "mean" in key or kept[key].ndim < 2
         assert torch.equal(value, kept[key] if exact else kept[key].half().float())
+
+
+def test_what_bfloat16_costs_is_measured_with_weights_and_images_rounded():
+    net, seen = tiny_network(), []
+
+    def validation(rounded):
+        given = torch.rand(1, 1, 8, 8)
+        result = rounded(given)
+        seen.append((next(rounded.parameters()).dtype, result.dtype))
+        return [score(0.9), score(0.5)]
+
+    assert precision_cost_db(net, [score(1.0), score(0.5)], validation) == {"slices": 6, "bfloat16": 0.05}
+    assert seen == [(torch.bfloat16, torch.bfloat16)]
+    assert all(parameter.dtype == torch.float32 for parameter in net.parameters())
+
+
+def test_what_bfloat16_costs_is_not_told_where_it_is_no_number():
+    net = tiny_network()
+    assert precision_cost_db(net, [], lambda net: pytest.fail("not needed")) is None
+    assert precision_cost_db(net, [score(1.0)], lambda net: [score(float("nan"))]) is None
 
 
 def test_half_precision_that_costs_too_much_is_not_used():

@@ -98,20 +98,47 @@ def test_every_field_must_be_there(field: str) -> None:
         m.parse_manifest(document(entry_data(**{field: ...})))
 
 
-OPTIONAL = {"scale_range", "by_hand", "sha256_prefix"}
+OPTIONAL = {"scale_range", "by_hand", "sha256_prefix", "precision_cost_db"}
 
 
 def test_fields_of_later_releases_may_be_absent_and_are_written_only_if_used() -> None:
     old = m.parse_entry(entry_data(), "old")
-    assert [getattr(old, name) for name in sorted(OPTIONAL)] == [None, None, None]
+    assert [getattr(old, name) for name in sorted(OPTIONAL)] == [None] * len(OPTIONAL)
     assert OPTIONAL.isdisjoint(old.to_json())
     explicit = m.parse_entry(entry_data(**dict.fromkeys(OPTIONAL)), "null")
     assert explicit == old
     new = entry_data(
         method="miassr", variant="miassr", scale_range=[1, 4], sources=[], by_hand="a page", sha256=None,
-        sha256_prefix="0123abcd",
+        sha256_prefix="0123abcd", precision_cost_db={"slices": 3, "bfloat16": 0.002},
     )  # fmt: skip
     assert set(m.parse_entry(new, "new").to_json()) >= OPTIONAL
+
+
+def test_what_narrower_arithmetic_costs_is_read_from_the_manifest_and_from_metadata() -> None:
+    data = {"slices": 24, "bfloat16": 0.003, "float16": -0.001}
+    cost = m.parse_entry(entry_data(precision_cost_db=data), "toy").precision_cost_db
+    assert cost == m.PrecisionCost(24, 0.003, -0.001)
+    assert cost.by_name == {"bfloat16": 0.003, "float16": -0.001}
+    assert m.precision_cost_of_json(cost.to_json()) == cost
+    only = m.precision_cost_of_json('{"slices": 2, "float16": null, "bfloat16": 1}')
+    assert only is not None
+    assert only.by_name == {"bfloat16": 1.0}
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "null", "3", "[", '{"bfloat16": 0.0}', '{"slices": 3, "bfloat16": NaN}', "[" * 100_000]
+)
+def test_metadata_that_tell_no_sense_tell_no_cost(text: str | None) -> None:
+    assert m.precision_cost_of_json(text) is None
+
+
+def test_every_checkpoint_in_the_package_says_what_bfloat16_costs() -> None:
+    bundled = [entry for entry in m.load_manifest().entries if entry.bundled_file and entry.scale_words]
+    assert len(bundled) >= 10
+    for entry in bundled:
+        assert entry.precision_cost_db is not None, entry.id
+        assert {"bfloat16", "float16"} == set(entry.precision_cost_db.by_name)
+        assert entry.precision_cost_db.slices >= 6
 
 
 URL = {"kind": "url", "url": "https://a.org/f", "file": "f"}
@@ -146,6 +173,12 @@ HF = {"kind": "hf", "repo": "a/b", "file": "f.safetensors", "revision": "0" * 40
         ("scale_range", [1, 4]), ("scale_range", 4), ("scale_range", [4, 1]), ("scale_range", "1-4"),
         ("sha256_prefix", "0123abc"), ("sha256_prefix", "A" * 8), ("sha256_prefix", "a" * 64),
         ("sha256_prefix", "0123abcd"),
+        ("precision_cost_db", 0.01), ("precision_cost_db", {}), ("precision_cost_db", {"slices": 3}),
+        ("precision_cost_db", {"bfloat16": 0.01}), ("precision_cost_db", {"bfloat16": 0.01, "slices": 0}),
+        ("precision_cost_db", {"bfloat16": "0.01", "slices": 3}),
+        ("precision_cost_db", {"bfloat16": float("nan"), "slices": 3}),
+        ("precision_cost_db", {"bfloat16": None, "slices": 3}),
+        ("precision_cost_db", {"int8": 0.01, "bfloat16": 0.01, "slices": 3}),
     ],
 )  # fmt: skip
 def test_bad_values_are_refused_by_entry_and_field(field: str, value: object) -> None:
