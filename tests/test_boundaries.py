@@ -175,6 +175,8 @@ def test_only_the_named_writers_write():
         ["evaluate", "--help"],
         ["compare", "--help"],
         ["finetune", "--help"],
+        ["export", "--help"],
+        ["doctor", "--help"],
     ],
 )
 def test_start_up_imports_nothing_heavy(arguments):

@@ -161,19 +161,30 @@ def norm(config: MsGanConfig) -> nn.Module:
     return BatchNorm(config.n_feats) if config.norm == "batch" else nn.Identity()
 
 
-def made_ready(net: MsGan) -> MsGan:
-    """A copy for inference: the same results, faster.
+def made_ready(net: MsGan) -> nn.Module:
+    """A copy for inference, with `forward`, `stages`, `config` and `reach`: the same results, faster.
 
-    Normalisation by running statistics becomes part of the convolution before it, and channels lie innermost.
+    On a CPU in float32, networks that are wide enough run as `msgan_ready` says; others have the channels innermost.
     """
-    ready = copy.deepcopy(net).eval().requires_grad_(False)
-    for block in (part for part in ready.modules() if isinstance(part, ResidualBlock)):
+    from medsr_cli.networks.msgan_ready import SMALLEST_FEATURES, ReadyMsGan
+
+    folded = without_norms(net)
+    weight = folded.c1.weight
+    if (weight.device.type, weight.dtype) == ("cpu", torch.float32) and net.config.n_feats >= SMALLEST_FEATURES:
+        return ReadyMsGan(folded).eval()
+    return folded
+
+
+def without_norms(net: MsGan) -> MsGan:
+    """A copy whose normalisations by running statistics are part of the convolutions before them."""
+    copied = copy.deepcopy(net).eval().requires_grad_(False)
+    for block in (part for part in copied.modules() if isinstance(part, ResidualBlock)):
         for conv, after in ((block.conv1, block.norm1), (block.conv2, block.norm2)):
             if isinstance(after, BatchNorm):
                 fold_into(conv, after)
         block.norm1, block.norm2 = nn.Identity(), nn.Identity()
-    ready.config = replace(net.config, norm="none")
-    return ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return] # not in its stubs
+    copied.config = replace(net.config, norm="none")
+    return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return] # not in its stubs
 
 
 class GraphStages(nn.Module):
@@ -190,7 +201,9 @@ class GraphStages(nn.Module):
 def graph_form(net: MsGan) -> GraphForm:
     """The network for an exporter, with the results of both stages; see `GraphForm`."""
     example = torch.zeros(2, net.config.in_channels, 12, 20)
-    return GraphForm(GraphStages(made_ready(net)).eval(), {IMAGE: example}, {IMAGE: PLANES}, (INTERMEDIATE, ENLARGED))
+    return GraphForm(
+        GraphStages(without_norms(net)).eval(), {IMAGE: example}, {IMAGE: PLANES}, (INTERMEDIATE, ENLARGED)
+    )
 
 
 def example_inputs(config: MsGanConfig) -> tuple[Tensor, ...]:

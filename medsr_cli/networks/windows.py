@@ -264,8 +264,9 @@ class WindowAttention(nn.Module):
         qkv = torch.baddbmm(ready.bias, ready.weight.expand(count, -1, -1), windows.transpose(1, 2))
         qkv = qkv.view(count * heads, 3 * d + 1, n)  # (windows · heads, [q | k | v | 1], M²)
         biases = ready.biases_of_kinds
-        logits = biases[:1].expand(count, -1, -1, -1) if kinds is None else biases.index_select(0, kinds)
-        logits = logits.reshape(count * heads, n, n)  # a fresh copy; (windows · heads, key, query)
+        # A copy in any case, as what follows is in place: an expanded or reshaped table may still be the kept one.
+        logits = biases[:1].repeat(count, 1, 1, 1) if kinds is None else biases.index_select(0, kinds)
+        logits = logits.view(count * heads, n, n)  # (windows · heads, key, query)
         exponentials = logits.baddbmm_(qkv[:, d : 2 * d].transpose(1, 2), qkv[:, :d]).exp2_()
         mixed = torch.bmm(qkv[:, 2 * d :], exponentials)  # (windows · heads, d + 1, query)
         smallest, largest = mixed[:, d].aminmax()

@@ -18,6 +18,7 @@ from medsr_cli.networks.msgan import MsGan, MsGanConfig, config_from_state, exam
 from medsr_cli.networks.msgan_detector import LesionDetector, LesionDetectorConfig
 from medsr_cli.networks.msgan_detector import config_from_state as detector_config_from_state
 from medsr_cli.networks.msgan_detector import example_inputs as detector_inputs
+from medsr_cli.networks.msgan_ready import ReadyMsGan
 from medsr_cli.networks.rdst import Rdst, RdstConfig
 from tests.networks.golden import assert_close
 
@@ -199,13 +200,19 @@ def test_the_norm_is_pytorchs_less_its_counter():
     own.load_state_dict(state)
 
 
-@pytest.mark.parametrize("config", [*GENERATORS, dataclasses.replace(TINY, second_relu=False)])
+WIDE = MsGanConfig(n_blocks=2, n_feats=48, in_channels=2)
+WIDE_SINGLE = MsGanConfig(extractors=1, n_blocks=1, n_feats=50, norm="none", second_relu=False)
+
+
+@pytest.mark.parametrize("config", [*GENERATORS, dataclasses.replace(TINY, second_relu=False), WIDE, WIDE_SINGLE])
 def test_the_ready_generator_is_the_generator(config):
     net = lively(MsGan(config))
     before = {key: value.clone() for key, value in net.state_dict().items()}
     ready = made_ready(net)
+    assert isinstance(ready, ReadyMsGan) == (config in (WIDE, WIDE_SINGLE))
     assert not any(isinstance(layer, BatchNorm) for layer in ready.modules())
-    for size in ((1, 1), (3, 20), (9, 8)):
+    assert (ready.reach, ready.config.scale) == (net.reach, 4)
+    for size in ((1, 1), (3, 20), (9, 8), (70, 33)):
         image = torch.rand(2, config.in_channels, *size)
         with torch.inference_mode():
             for found, wanted in zip(ready.stages(image), net.stages(image), strict=True):
@@ -213,6 +220,16 @@ def test_the_ready_generator_is_the_generator(config):
             assert_close(ready(image), net(image), 1e-5)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert all(value.requires_grad for value in net.parameters())
+
+
+def test_the_ready_generator_takes_other_precisions():
+    net = lively(MsGan(WIDE))
+    image = torch.rand(1, 2, 9, 8)
+    with torch.no_grad():
+        single = net(image)
+        half = made_ready(net.to(torch.bfloat16))(image.to(torch.bfloat16))
+    assert half.dtype == torch.bfloat16
+    assert_close(half.float(), single, 0.05)
 
 
 def test_a_folded_normalisation_is_the_normalisation():

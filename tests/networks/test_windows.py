@@ -200,3 +200,18 @@ def test_gradients_flow_after_inference():
         layer(tokens, kinds, tokens)
     layer(tokens, kinds, tokens).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.parameters())
+
+
+@pytest.mark.parametrize("windows", [1, 2])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_second_run_is_the_first(windows, shifted):
+    """What is kept between runs is not changed by them, also where one window needs no copy of it."""
+    torch.manual_seed(2)
+    layer = WindowAttention(12, 3, 4).eval()
+    torch.nn.init.normal_(layer.relative_position_bias_table)
+    tokens = torch.rand(16 * windows, 12)
+    kinds = torch.zeros(windows, dtype=torch.int64) if shifted else None
+    with torch.inference_mode():
+        first = layer(tokens, kinds, tokens)
+        second = layer(tokens, kinds, tokens)
+    assert torch.equal(first, second)
