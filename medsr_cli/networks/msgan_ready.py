@@ -40,7 +40,7 @@ class Work(NamedTuple):
 
 
 class TileConvolution(nn.Module):
-    """A 3x3 convolution with zeros at the rim, from maps to maps: f(conv(x)), or added to the target; f is ReLU or 1."""
+    """A 3x3 convolution with zeros at the rim, from maps to maps: f(conv(x)), or added to the target; f may be ReLU."""
 
     kernel: Tensor
     bias: Tensor

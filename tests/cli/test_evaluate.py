@@ -77,7 +77,7 @@ def test_exit_codes_of_evaluate(medsr, tree, tmp_path):
     fid = medsr("evaluate", tree, "-m", "bicubic", "--fid")
     assert fid.code == 5
     assert "medsr weights pull" in fid.err
-    for wrong in (("-s", "x"), ("-s", "0.5"), ("-m", "nobody"), ("--protocol", "nobody"), ("--backend", "onnx")):
+    for wrong in (("-s", "x"), ("-s", "0.5"), ("-m", "nobody"), ("--protocol", "nobody"), ("--backend", "tensorrt")):
         assert medsr("evaluate", tree, *wrong).code == 2, wrong
     (tmp_path / "file").write_text("")
     assert medsr("evaluate", tree, "-o", tmp_path / "file").code == 2
