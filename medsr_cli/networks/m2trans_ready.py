@@ -170,15 +170,20 @@ class ReadyBlock(nn.Module):
 
     def forward(self, features: Tensor, where: Layout) -> Tensor:
         n, c, h, w = features.shape
-        maps = instance_norm(features, dims=(2, 3)).permute(0, 2, 3, 1)  # a view in channels-last memory
-        pixels = maps.reshape(n, h * w, c).index_select(1, where.order)  # (N, P, C)
+        tokens = instance_norm(features, dims=(2, 3)).permute(0, 2, 3, 1).reshape(n, h * w, c)
+        pixels = tokens.index_select(1, where.order)
+        del tokens  # not needed while the branches run, which take most of the memory
+        pixels = self._branches(pixels, where)
+        joined = pixels.index_select(1, where.place).view(n, h, w, c)
+        out: Tensor = self.feed_forward(joined.permute(0, 3, 1, 2))
+        return out + features
+
+    def _branches(self, pixels: Tensor, where: Layout) -> Tensor:
         found: list[Tensor] = []
         for attention, level, branch in zip(self.attentions, LEVELS, pixels.chunk(4, dim=-1), strict=True):
             mixed = (branch + found[-1]) / 2 if found else branch
             found.append(attention(mixed, where.windows[level]) + mixed)
-        joined = torch.cat(found, dim=-1).index_select(1, where.place)  # (N, P, C), row by row
-        out: Tensor = self.feed_forward(joined.view(n, h, w, c).permute(0, 3, 1, 2))
-        return out + features
+        return torch.cat(found, dim=-1)  # (N, P, C)
 
 
 class ReadyM2Trans(nn.Module):
