@@ -45,13 +45,14 @@ def export(
 
     \b
     Other inputs and outputs:
-      miassr       "scale", (2,): enlargement of rows and columns; "place" need not be given
+      miassr       "scale", float64 (2,): enlargement s of rows and columns; N pixels become round(s N), the edges
+                   stay where they are; "place" need not be given
       cohft        "guide", (batch, 1, rows x scale, columns x scale): the second image
       msgan        "intermediate" comes out too: the x2 result of the first stage
       uscyclegan   "image" is the image enlarged by bicubic already
 
     Before it is written it is looked at by ONNX's checker and compared with PyTorch on random images of several
-    sizes: the largest difference may be 1e-4 of the range (2e-2 in fp16). The path is printed; what is in the
+    sizes: the largest difference may be 1e-4 of the range (5e-3 in fp16). The path is printed; what is in the
     file goes to stderr. medsr runs it with --weights FILE.onnx.
 
     \b

@@ -85,10 +85,9 @@ class NetworkEngine:
         n, _, rows, columns = shape
         most = fewer_pixels(rows, columns, self.traits, failed, n)
         if most is None:
-            msg = (
-                f"The device {self.device} has too little memory for a tile of {min(failed.side, MINIMUM_TILE)} pixels."
-            )
-            raise RunError(msg, "Close other programs, or use --device cpu.")
+            msg = f"The device {self.device} has too little memory for the smallest tile."
+            remedy = "Close other programs" + ("." if self.device == "cpu" else ", or use --device cpu.")
+            raise RunError(msg, remedy)
         self._most_pixels, self._plans = most, {}
         now = self.planned(rows, columns)
         if self._told in self.warnings:

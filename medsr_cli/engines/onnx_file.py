@@ -21,7 +21,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,7 +29,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from medsr_cli.engines.traits import Traits
+from medsr_cli.engines.traits import Traits, least_reach
 from medsr_cli.errors import ArgumentsError, WeightsError
 from medsr_cli.networks import catalogue
 
@@ -86,6 +86,13 @@ _TYPED_FIELDS: Mapping[int, str] = {
         (TensorProto.FLOAT16, TensorProto.INT32, TensorProto.INT8, TensorProto.UINT8, TensorProto.BOOL), "int32_data"
     ),
 }
+
+
+TOLD_BY_THE_NETWORK = (
+    *("scale", "channels", "tiling", "smallest", "guided"),
+    *("first_stage", "enlarged_first", "any_scale", "rounding"),
+)
+"""Traits that follow from method and configuration, and that results depend on."""
 
 
 @dataclass(frozen=True)
@@ -239,20 +246,33 @@ def _traits(metadata: Mapping[str, str], arch: catalogue.Arch, name: str) -> Tra
         if type(given[key]) is not kind or (kind is int and not low <= given[key] <= high):
             _refuse(name, f"its trait {key} is {str(given[key])[:40]!r}")
     traits = Traits(**given)
-    known = {
-        "tiling": arch.tiling,
-        "smallest": arch.smallest,
-        "guided": "guide" in arch.needs,
-        "first_stage": arch.first_stage,
-        "enlarged_first": arch.enlarged_first,
-        "any_scale": arch.scale_range is not None,
-    }
-    for key, value in known.items():
-        if getattr(traits, key) != value:
-            _refuse(name, f"its trait {key} is not that of {arch.id}")
+    config = _json_object(metadata["medsr.config"], "configuration", name)
+    expected = _expected(arch, config, traits, name)
+    for key in (
+        "scale",
+        "channels",
+        "tiling",
+        "smallest",
+        "guided",
+        "first_stage",
+        "enlarged_first",
+        "any_scale",
+        "rounding",
+    ):
+        if getattr(traits, key) != getattr(expected, key):
+            _refuse(name, f"its trait {key} is not that of its network")
+    # What planning goes by is that of this release, whichever wrote the file; tiles see at least what they must.
+    traits = replace(expected, reach=max(traits.reach, least_reach(arch, config)))
     if traits.rounding not in ("exact", "reference") or (traits.tiling == "fixed") != (traits.side > 0):
         _refuse(name, "its traits contradict each other")
     return traits
+
+
+def _expected(arch: catalogue.Arch, config: Mapping[str, Any], given: Traits, name: str) -> Traits:
+    numbers = ("scale", "in_channels", "n_blocks", "kernel", "extractors")
+    if any(type(config.get(key, 1)) is not int or not 1 <= config.get(key, 1) <= 4096 for key in numbers):
+        _refuse(name, "its configuration holds sizes that cannot be")
+    return Traits.of_config(arch, config, reach=given.reach, side=given.side)
 
 
 def _opset(model: ModelProto, metadata: Mapping[str, str], name: str) -> int:

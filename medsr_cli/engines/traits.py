@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from medsr_cli.networks.catalogue import Arch, Tiling
+
+OF_CYCLEGAN = 14
+"""Pixels that the generator of the ultrasound CycleGAN sees to every side."""
 
 
 @dataclass(frozen=True)
@@ -39,30 +43,48 @@ class Traits:
     @classmethod
     def of(cls, arch: Arch, net: Any) -> Traits:
         """Those of a network of the catalogue, built or laid out without memory."""
-        config = net.config
+        side = int(net.side) if arch.tiling == "fixed" else 0
+        return cls.of_config(arch, asdict(net.config), reach=int(getattr(net, "reach", 0)), side=side)
+
+    @classmethod
+    def of_config(cls, arch: Arch, config: Mapping[str, Any], *, reach: int, side: int) -> Traits:
+        """Those of a configuration; what only a network can tell is given."""
         any_scale = arch.scale_range is not None
-        scale = 1 if any_scale else int(getattr(config, "scale", max(arch.scales)))
+        scale = 1 if any_scale else int(config.get("scale", max(arch.scales)))
         return cls(
             scale=scale,
-            channels=int(getattr(config, "in_channels", 1)),
+            channels=int(config.get("in_channels", 1)),
             tiling=arch.tiling,
             smallest=arch.smallest,
             guided="guide" in arch.needs,
             bytes_per_pixel=_bytes_per_pixel(arch, config, scale),
-            reach=int(getattr(net, "reach", 0)),
-            side=int(net.side) if arch.tiling == "fixed" else 0,
+            reach=reach,
+            side=side,
             first_stage=arch.first_stage,
             enlarged_first=arch.enlarged_first,
             any_scale=any_scale,
-            rounding=str(getattr(config, "rounding", "exact")),
+            rounding=str(config.get("rounding", "exact")),
             size_multiple=arch.size_multiple,
             overlap=arch.overlap,
         )
 
 
-def _bytes_per_pixel(arch: Arch, config: Any, scale: int) -> int:
+def least_reach(arch: Arch, config: Mapping[str, Any]) -> int:
+    """How far a network with exact tiles sees, by its configuration; the networks say why."""
+    if arch.tiling != "exact":
+        return 0
+    if arch.id == "miassr":
+        return 2 * int(config.get("n_blocks", 16)) + 2 + int(config.get("kernel", 3)) // 2
+    if arch.id == "msgan":
+        of_extractor = 2 * int(config.get("n_blocks", 16)) + 2
+        at_x2 = 1 + (of_extractor if config.get("extractors", 2) == 2 else 0)
+        return of_extractor + 1 + (at_x2 + 1) // 2
+    return OF_CYCLEGAN
+
+
+def _bytes_per_pixel(arch: Arch, config: Mapping[str, Any], scale: int) -> int:
     """As measured for the variant at its scale; for other sizes, that of the method."""
-    variant = arch.variant_of(asdict(config)) if is_dataclass(config) and not isinstance(config, type) else None
+    variant = arch.variant_of(config)
     for name in (f"{variant} x{scale}", str(variant)):
         if name in arch.working_bytes:
             return arch.working_bytes[name]

@@ -210,6 +210,8 @@ class Rdst(nn.Module):
 
     def _enlarge(self, features: Tensor) -> Tensor:
         """The tail, stage by stage where gradients are wanted, else as the one linear map that it is."""
+        if torch.is_grad_enabled():
+            self._composed_tail.forget()
         if torch.is_grad_enabled() or min(features.shape[-2:]) < SMALLEST:
             enlarged: Tensor = self.add_mean(self.tail(features))
             return enlarged

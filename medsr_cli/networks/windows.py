@@ -230,6 +230,8 @@ class WindowAttention(nn.Module):
         return bias[None] + masks[:, None].to(bias.dtype) * (masked / MASKED_LOGIT)
 
     def forward(self, tokens: Tensor, kinds: Tensor | None, residual: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            self._ready.forget()  # what can be trained may be another thing after the next step
         if self.plain or torch.is_grad_enabled():
             return residual + self._attend_plain(tokens, kinds)
         if tokens.device.type == "cpu" and tokens.dtype in (torch.float32, torch.float64):

@@ -162,6 +162,11 @@ def stored_export(
     return file
 
 
+def has_stored_export(sha256: str, precision: str, store: Store | None = None) -> bool:
+    """Whether the store has a file for a checkpoint; whether it is whole, `stored_export` looks."""
+    return export_of(store or Store(), sha256, known_precision(precision), OPSET).is_there()
+
+
 def known_precision(name: str) -> str:
     """`float32` or `float16`.
 

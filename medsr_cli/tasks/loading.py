@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from medsr_cli.engines.build import engine_of
 from medsr_cli.engines.network_engine import NetworkEngine
-from medsr_cli.errors import ArgumentsError, MedsrError, WeightsError
+from medsr_cli.errors import ArgumentsError, DeviceUnavailable, MedsrError, WeightsError
 from medsr_cli.networks import catalogue
 from medsr_cli.tasks.magnification import Factors, in_words
 from medsr_cli.tasks.progress import Progress
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from medsr_cli.tasks.model import ModelRequest
 
 Backend = Literal["torch", "onnx"]
+LARGEST_SCALE = 16
 WORTH_S = 30.0
 """A run that PyTorch does in less is over before an export and a probe would have paid for themselves."""
 
@@ -117,6 +118,7 @@ class _Loading:
 
             return self._through_onnx(read_onnx(self.checkpoint.path))
         if request.backend == "onnx":
+            self._refuse_absent_cuda()
             return self._through_onnx(self._stored_export())
         sketch = self._sketch()
         # ONNX Runtime has no bfloat16 here, and no promise of the same bits.
@@ -154,7 +156,7 @@ class _Loading:
         from medsr_cli.engines.onnx_runner import OnnxRunner
 
         request = self.request
-        sketch = Sketch(file.arch, file.config)
+        sketch = sketch_of(file.metadata, self.checkpoint.id)
         own = self._own_scale(sketch)
         runner = OnnxRunner(
             file,
@@ -170,6 +172,24 @@ class _Loading:
         from medsr_cli.tasks.export import stored_export
 
         return stored_export(self.checkpoint.path, self.checkpoint.sha256, self.request.precision, self.progress)
+
+    def _refuse_absent_cuda(self) -> None:
+        """Before the export, which takes a minute."""
+        from medsr_cli.engines.onnx_provider import CUDA, CUDA_REMEDY, providers, refuse_unbuilt_cuda
+
+        request = self.request
+        on_cuda = request.device.strip().lower().split(":")[0] in ("cuda", "gpu")
+        if on_cuda:
+            refuse_unbuilt_cuda()
+        cuda = (
+            next((p for p in providers() if p.name == CUDA), None) if on_cuda or request.precision == "fp16" else None
+        )
+        if on_cuda and cuda is not None and not cuda.works:
+            msg = f"CUDA was asked for, but ONNX Runtime cannot use it: {cuda.fault}."
+            raise DeviceUnavailable(msg, CUDA_REMEDY)
+        if request.precision == "fp16" and (cuda is None or not cuda.works or request.device == "cpu"):
+            msg = "fp16 needs a GPU."
+            raise ArgumentsError(msg, "Use fp32 on the CPU.")
 
     def _own_scale(self, sketch: Sketch) -> Factors:
         """The network's enlargement, if it is of the right method and can serve the one that is asked for."""
@@ -192,7 +212,10 @@ class _Loading:
     # -- whichever is faster -----------------------------------------------------------------------------------
 
     def _faster(self, sketch: Sketch) -> Loaded:
-        own = self._own_scale(sketch)
+        try:
+            own = self._own_scale(sketch)
+        except MedsrError:
+            return self._through_torch()  # a header may be wrong: the tensors say what is the matter
         size = self.workload.probe_size if self.workload else (0, 0)
         request = self.request
         key = network_key(
@@ -211,13 +234,30 @@ class _Loading:
             "onnx": lambda: self._through_onnx(self._stored_export()),
         }
         if len(known) == len(makers):
-            picked: Backend = "onnx" if known["onnx"] < known["torch"] else "torch"
-            self._tell(picked, known, "measured before")
-            return makers[picked]()
+            return self._as_known(known)
         if self.workload is None or not request.probe:
             self.progress.detail("Backend: torch (onnx was not measured).")
             return self._through_torch()
         return self._probed(makers, known, size, lambda seconds: speeds.keep(key, seconds))
+
+    def _as_known(self, known: Mapping[str, float]) -> Loaded:
+        """By what was measured before; an export that is still to be made has to pay for itself."""
+        from medsr_cli.tasks.export import has_stored_export
+
+        whole_s = known["torch"] * self.workload.probes if self.workload else 0.0
+        if known["onnx"] < known["torch"]:
+            if whole_s >= WORTH_S or has_stored_export(self.checkpoint.sha256, self.request.precision):
+                try:
+                    loaded = self._through_onnx(self._stored_export())
+                except MedsrError as error:
+                    self.progress.detail(f"Backend: torch (onnx cannot run it: {error})")
+                    return self._through_torch()
+                self._tell("onnx", known, "measured before")
+                return loaded
+            self.progress.detail("Backend: torch (onnx is faster here, but the job is too short for its export).")
+            return self._through_torch()
+        self._tell("torch", known, "measured before")
+        return self._through_torch()
 
     def _probed(
         self,
@@ -270,6 +310,10 @@ def sketch_of(metadata: Mapping[str, str], name: str) -> Sketch:
         config = None
     if arch is None or not isinstance(config, dict):
         msg = f"{name} does not say which network it holds."
+        raise WeightsError(msg, "Export or import it again with this version of medsr.")
+    scale = config.get("scale", 1)
+    if type(scale) is not int or not 1 <= scale <= LARGEST_SCALE:
+        msg = f"{name} says that it enlarges by {str(scale)[:40]!r}."
         raise WeightsError(msg, "Export or import it again with this version of medsr.")
     return Sketch(arch, config)
 

@@ -32,6 +32,8 @@ PROBE_SIDE = 64
 """Pixels along a side of the plane that is measured; a network's cost grows with the pixels, not faster."""
 RUNS, RUNS_S = 5, 3.0
 """Timed runs after one to warm up, and the time after which no other is begun."""
+MOST_S = 1e6
+"""No plane takes longer: what says so is damaged."""
 LIBRARIES = ("torch", "onnxruntime", "onnxruntime-gpu")
 
 
@@ -68,7 +70,7 @@ class Speeds:
         seconds = found.get(network, {}) if isinstance(found, dict) else {}
         if not isinstance(seconds, dict):
             return {}
-        return {name: float(s) for name, s in seconds.items() if isinstance(s, int | float) and s > 0}
+        return {name: float(s) for name, s in seconds.items() if isinstance(s, int | float) and 0 < s < MOST_S}
 
     def keep(self, network: str, seconds: Mapping[str, float]) -> None:
         """Remember what was measured, beside what other machines and networks took."""
@@ -83,7 +85,7 @@ class Speeds:
     def _read(self) -> dict[str, Any]:
         try:
             data = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return data if isinstance(data, dict) else {}
 

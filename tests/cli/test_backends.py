@@ -154,6 +154,34 @@ def test_nothing_is_measured_where_that_was_asked(medsr, scan, checkpoint, home,
     assert not (home / "speeds.json").exists()
 
 
+def test_what_is_known_to_be_faster_is_not_exported_for_a_short_job(medsr, scan, tmp_path, monkeypatch):
+    """The speeds are those of a network of this size; another checkpoint of it has no export yet."""
+    monkeypatch.setenv("MEDSR_HOME", str(tmp_path / "home"))
+    other = save_checkpoint(tmp_path / "other.safetensors", notes="another")
+    monkeypatch.setattr(loading.Speeds, "known", lambda *_: {"torch": 0.2, "onnx": 0.1})
+    monkeypatch.setattr(loading._Loading, "_stored_export", lambda _: pytest.fail("exported"))
+    ended = run(medsr, scan, other, tmp_path / "a.nii.gz", "-v", "--report", tmp_path / "a.json")
+    assert ended.code == 0, ended.err
+    assert "too short for its export" in ended.err
+    assert engine_in(tmp_path / "a.json") == "torch"
+
+
+@pytest.mark.parametrize("scale", ['"abc"', "[4]", "0", "NaN", "1e308", "3"])
+def test_a_header_that_lies_about_its_scale_is_5(medsr, scan, home, tmp_path, scale):
+    from safetensors.torch import load_file, save_file
+
+    from medsr_cli.weights.headers import read_header
+
+    honest = save_checkpoint(tmp_path / "net.safetensors")
+    metadata = dict(read_header(honest).metadata)
+    metadata["medsr.config"] = metadata["medsr.config"].replace('"scale": 2', f'"scale": {scale}')
+    assert metadata != read_header(honest).metadata
+    save_file(load_file(honest), tmp_path / "lie.safetensors", metadata)
+    ended = run(medsr, scan, tmp_path / "lie.safetensors", tmp_path / "a.nii.gz")
+    assert ended.code == 5, ended.err
+    assert "inside medsr" not in ended.err
+
+
 def test_auto_goes_on_with_pytorch_where_the_export_fails(medsr, scan, checkpoint, home, tmp_path, monkeypatch):
     from medsr_cli.errors import RunError
 

@@ -16,7 +16,12 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 from medsr_cli.engines import onnx_file
 from medsr_cli.engines.onnx_file import checked_onnx, read_onnx
 from medsr_cli.engines.onnx_runner import OnnxRunner
+from medsr_cli.engines.traits import Traits, least_reach
 from medsr_cli.errors import RunError, WeightsError
+from medsr_cli.networks.checkpoint import config_of, entry_of
+from medsr_cli.networks.miassr import Miassr, MiassrConfig
+from medsr_cli.networks.msgan import MsGan, MsGanConfig
+from medsr_cli.networks.uscyclegan import Generator, GeneratorConfig
 from tests.engines.onnx_models import any_scale_model, metadata_of, nearest, traits_of, two_stage_model
 
 MUTANTS = 2000
@@ -254,7 +259,7 @@ def test_refused_with_the_reason(change, words):
                 ("more", 1),
             ]
         ),
-        ("medsr.traits", json.dumps(traits_of("rdst", rounding="up")), "contradict"),
+        ("medsr.traits", json.dumps(traits_of("rdst", rounding="up")), "rounding"),
         ("medsr.traits", json.dumps(traits_of("rdst", side=64)), "contradict"),
     ],
 )
@@ -395,3 +400,22 @@ def test_reading_one_needs_no_pytorch():
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("net", [
+    Miassr(MiassrConfig(n_blocks=3, n_feats=8, hidden=8, kernel=5)), MsGan(MsGanConfig(n_blocks=2, n_feats=8)),
+    MsGan(MsGanConfig(n_blocks=3, n_feats=8, extractors=1)), Generator(GeneratorConfig(width1=4, width2=4, width3=4)),
+])  # fmt: skip
+def test_the_reach_of_a_configuration_is_that_of_its_network(net):
+    arch = entry_of(net)
+    assert least_reach(arch, config_of(net)) == net.reach == Traits.of(arch, net).reach
+
+
+def test_traits_that_would_make_tiles_wrong_are_not_believed():
+    """Overlap and bytes are those of the catalogue, the reach at least that of the configuration."""
+    model = nearest()
+    honest = checked(model).traits
+    for lie in ({"overlap": 0}, {"size_multiple": 3}, {"bytes_per_pixel": 1}):
+        set_metadata(model, "medsr.traits", json.dumps(traits_of("rdst", **lie)))
+        assert checked(model).traits == honest
+    assert honest.overlap > 0

@@ -215,3 +215,21 @@ def test_a_second_run_is_the_first(windows, shifted):
         first = layer(tokens, kinds, tokens)
         second = layer(tokens, kinds, tokens)
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("change", ["fused optimiser", "data"])
+def test_changes_that_leave_no_trace_in_the_version_are_noticed(change):
+    layer = attention()
+    tokens = torch.rand(32, 30)
+    with torch.inference_mode():
+        layer(tokens, None, tokens)
+    if change == "data":
+        layer.qkv.weight.data.mul_(1.5)
+    else:
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, fused=True)
+        layer(tokens, None, tokens).square().sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        got = layer(tokens, None, tokens)
+        layer.plain = True
+        assert torch.allclose(got, layer(tokens, None, tokens), atol=1e-5)

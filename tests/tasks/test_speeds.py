@@ -26,7 +26,10 @@ def test_what_was_kept_is_known_to_this_machine_alone(tmp_path, monkeypatch):
     assert store.known("a") == {"torch": 0.5, "onnx": 0.25}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"%s": 3}', '{"%s": {"a": 3}}', '{"%s": {"a": {"torch": "fast"}}}'])
+DAMAGED = ["", "[]", "{", '{"%s": 3}', '{"%s": {"a": 3}}', '{"%s": {"a": {"torch": "fast"}}}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("text", [*DAMAGED, '{"%s": {"a": {"torch": 1' + "0" * 400 + "}}}"])
 def test_a_damaged_file_counts_as_empty_and_is_replaced(tmp_path, text):
     store = Speeds(tmp_path)
     store.path.write_text(text.replace("%s", json.dumps(speeds.machine())[1:-1]))
