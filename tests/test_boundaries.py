@@ -196,3 +196,21 @@ def test_start_up_imports_nothing_heavy(arguments):
 def test_networks_package_costs_nothing_to_import():
     program = "import sys, medsr_cli.networks, medsr_cli.networks.catalogue; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("3", "3")])
+def test_numpy_leaves_the_cores_to_the_engine_unless_told_otherwise(monkeypatch, given, expected):
+    import os
+
+    from medsr_cli.__main__ import share_cores
+
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", given)
+    share_cores()
+    assert os.environ["OPENBLAS_NUM_THREADS"] == expected
+
+
+def test_numpy_is_not_imported_before_it_is_told():
+    program = "import sys, medsr_cli.__main__\nassert 'numpy' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", program], cwd=PACKAGE.parent, check=False).returncode == 0

@@ -20,21 +20,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
-from scipy.ndimage import gaussian_filter
+from medsr_cli.__main__ import share_cores
 
-from medsr_cli import formats
-from medsr_cli.engines.pipeline import Queue
-from medsr_cli.formats.contract import ReadOptions
-from medsr_cli.tasks.enlarge import Enlarger, Stream, _Batch, _Outlet
-from medsr_cli.tasks.job import derivation_of
-from medsr_cli.tasks.magnification import Magnification
-from medsr_cli.tasks.model import Model, ModelRequest, degradation_of, load_model
-from medsr_cli.tasks.progress import Silent
-from medsr_cli.tasks.request import UpscaleRequest
-from medsr_cli.tasks.upscale import Upscaler
-from medsr_cli.volume.intensity import measure
+share_cores()  # as the command does, before numpy is imported
+
+import nibabel as nib  # noqa: E402
+import numpy as np  # noqa: E402
+from scipy.ndimage import gaussian_filter  # noqa: E402
+
+from medsr_cli import formats  # noqa: E402
+from medsr_cli.engines.pipeline import Queue  # noqa: E402
+from medsr_cli.formats.contract import ReadOptions  # noqa: E402
+from medsr_cli.tasks.enlarge import Enlarger, Stream, _Batch, _Outlet  # noqa: E402
+from medsr_cli.tasks.job import derivation_of  # noqa: E402
+from medsr_cli.tasks.magnification import Magnification  # noqa: E402
+from medsr_cli.tasks.model import Model, ModelRequest, degradation_of, load_model  # noqa: E402
+from medsr_cli.tasks.progress import Silent  # noqa: E402
+from medsr_cli.tasks.request import UpscaleRequest  # noqa: E402
+from medsr_cli.tasks.upscale import Upscaler  # noqa: E402
+from medsr_cli.volume.intensity import measure  # noqa: E402
 
 TARGET = 1.15
 KEPT_BYTES = 1 << 30
