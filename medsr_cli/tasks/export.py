@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsr_cli.engines.onnx_file import OPSET, OnnxFile, checked_onnx, refuse_opset
+from medsr_cli.engines.onnx_runner import known_precision
 from medsr_cli.errors import ArgumentsError, MedsrError, RunError, WeightsError
 from medsr_cli.formats.atomic import ANY_REMEDY, atomic_file, refuse_existing
 from medsr_cli.networks import catalogue
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from medsr_cli.engines.onnx_export import Agreement
 
 DEFAULT_SCALE = 4.0
-PRECISIONS = {"auto": "float32", "fp32": "float32", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -165,21 +165,6 @@ def stored_export(
 def has_stored_export(sha256: str, precision: str, store: Store | None = None) -> bool:
     """Whether the store has a file for a checkpoint; whether it is whole, `stored_export` looks."""
     return export_of(store or Store(), sha256, known_precision(precision), OPSET).is_there()
-
-
-def known_precision(name: str) -> str:
-    """`float32` or `float16`.
-
-    Raises:
-        ArgumentsError: there is no such precision, or ONNX Runtime does not have it.
-    """
-    if name == "bf16":
-        msg = "ONNX Runtime does not run these networks in bf16."
-        raise ArgumentsError(msg, "Use PyTorch for bf16 (--backend torch), or --precision fp32 or fp16.")
-    if name not in PRECISIONS:
-        msg = f"There is no precision called {name!r}."
-        raise ArgumentsError(msg, "Give fp32 or fp16.")
-    return PRECISIONS[name]
 
 
 # -- the store's exports ---------------------------------------------------------------------------------------------
