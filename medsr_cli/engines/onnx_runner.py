@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
@@ -22,6 +21,7 @@ from medsr_cli.engines.onnx_provider import (
     refuse_unbuilt_cuda,
     runtime,
 )
+from medsr_cli.engines.processor import cores
 from medsr_cli.engines.runner import Place
 from medsr_cli.errors import ArgumentsError, DeviceUnavailable, RunError
 
@@ -183,14 +183,6 @@ def cuda_options(number: int, max_bytes: int | None) -> dict[str, str]:
         "arena_extend_strategy": "kSameAsRequested",
     }
     return options if max_bytes is None else {**options, "gpu_mem_limit": str(max_bytes)}
-
-
-def cores() -> int:
-    """Of the CPU, those that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
 
 
 def known_device(text: str) -> tuple[str, int]:

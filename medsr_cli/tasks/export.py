@@ -17,6 +17,7 @@ from medsr_cli.engines.onnx_runner import known_precision
 from medsr_cli.errors import ArgumentsError, MedsrError, RunError, WeightsError
 from medsr_cli.formats.atomic import ANY_REMEDY, atomic_file, refuse_existing
 from medsr_cli.networks import catalogue
+from medsr_cli.tasks.model import is_path
 from medsr_cli.tasks.progress import Progress
 from medsr_cli.weights.exports import Export, export_of, one_at_a_time
 from medsr_cli.weights.headers import read_header
@@ -225,7 +226,7 @@ def _made(
 
 def _chosen(request: ExportRequest) -> tuple[_Source, nn.Module]:
     """The checkpoint that `medsr upscale` would take, loaded."""
-    if request.weights is not None and _is_path(request.weights):
+    if request.weights is not None and is_path(request.weights):
         return _of_file(request, Path(request.weights))
     from medsr_cli.tasks.weights import open_shelf
 
@@ -236,10 +237,6 @@ def _chosen(request: ExportRequest) -> tuple[_Source, nn.Module]:
     net = _network(path)
     metadata = {**_metadata_of_entry(entry), **_metadata(path, net)}
     return _Source(path, entry.id, digest_file(path).sha256, metadata), net
-
-
-def _is_path(name: str) -> bool:
-    return Path(name).suffix in (".safetensors", ".pt", ".pth", ".tar", ".onnx") or Path(name).exists()
 
 
 def _of_file(request: ExportRequest, path: Path) -> tuple[_Source, nn.Module]:

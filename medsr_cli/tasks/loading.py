@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from medsr_cli.engines.build import engine_of
 from medsr_cli.engines.network_engine import NetworkEngine
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from medsr_cli.engines.onnx_file import OnnxFile
     from medsr_cli.tasks.model import ModelRequest
 
-Backend = Literal["torch", "onnx"]
 LARGEST_SCALE = 16
 WORTH_S = 30.0
 """A run that PyTorch does in less is over before an export and a probe would have paid for themselves."""
@@ -95,18 +94,16 @@ def load_checkpoint(
     return _Loading(request, checkpoint, scale, wanted, workload, progress).load()
 
 
+@dataclass(frozen=True)
 class _Loading:
-    def __init__(
-        self,
-        request: ModelRequest,
-        checkpoint: Checkpoint,
-        scale: Factors,
-        wanted: catalogue.Arch | None,
-        workload: Workload | None,
-        progress: Progress,
-    ) -> None:
-        self.request, self.checkpoint, self.scale = request, checkpoint, scale
-        self.wanted, self.workload, self.progress = wanted, workload, progress
+    """The arguments of `load_checkpoint`."""
+
+    request: ModelRequest
+    checkpoint: Checkpoint
+    scale: Factors
+    wanted: catalogue.Arch | None
+    workload: Workload | None
+    progress: Progress
 
     def load(self) -> Loaded:
         request = self.request
@@ -156,7 +153,7 @@ class _Loading:
         from medsr_cli.engines.onnx_runner import OnnxRunner
 
         request = self.request
-        sketch = sketch_of(file.metadata, self.checkpoint.id)
+        sketch = Sketch(file.arch, file.config)
         own = self._own_scale(sketch)
         runner = OnnxRunner(
             file,
@@ -176,9 +173,11 @@ class _Loading:
     def _refuse_absent_cuda(self) -> None:
         """Before the export, which takes a minute."""
         from medsr_cli.engines.onnx_provider import CUDA, CUDA_REMEDY, providers, refuse_unbuilt_cuda
+        from medsr_cli.engines.onnx_runner import known_device
 
         request = self.request
-        on_cuda = request.device.strip().lower().split(":")[0] in ("cuda", "gpu")
+        device, _ = known_device(request.device)
+        on_cuda = device == "cuda"
         if on_cuda:
             refuse_unbuilt_cuda()
         cuda = (
@@ -187,7 +186,7 @@ class _Loading:
         if on_cuda and cuda is not None and not cuda.works:
             msg = f"CUDA was asked for, but ONNX Runtime cannot use it: {cuda.fault}."
             raise DeviceUnavailable(msg, CUDA_REMEDY)
-        if request.precision == "fp16" and (cuda is None or not cuda.works or request.device == "cpu"):
+        if request.precision == "fp16" and (cuda is None or not cuda.works or device == "cpu"):
             msg = "fp16 needs a GPU."
             raise ArgumentsError(msg, "Use fp32 on the CPU.")
 
@@ -229,67 +228,61 @@ class _Loading:
         )
         speeds = Speeds(default_home())
         known = speeds.known(key)
-        makers: dict[Backend, Callable[[], Loaded]] = {
-            "torch": self._through_torch,
-            "onnx": lambda: self._through_onnx(self._stored_export()),
-        }
-        if len(known) == len(makers):
+        if {"torch", "onnx"} <= set(known):
             return self._as_known(known)
         if self.workload is None or not request.probe:
             self.progress.detail("Backend: torch (onnx was not measured).")
             return self._through_torch()
-        return self._probed(makers, known, size, lambda seconds: speeds.keep(key, seconds))
+        return self._probed(self.workload, known.get("torch"), lambda seconds: speeds.keep(key, seconds))
 
     def _as_known(self, known: Mapping[str, float]) -> Loaded:
         """By what was measured before; an export that is still to be made has to pay for itself."""
         from medsr_cli.tasks.export import has_stored_export
 
+        if known["onnx"] >= known["torch"]:
+            self._tell("torch", known, "measured before")
+            return self._through_torch()
         whole_s = known["torch"] * self.workload.probes if self.workload else 0.0
-        if known["onnx"] < known["torch"]:
-            if whole_s >= WORTH_S or has_stored_export(self.checkpoint.sha256, self.request.precision):
-                try:
-                    loaded = self._through_onnx(self._stored_export())
-                except MedsrError as error:
-                    self.progress.detail(f"Backend: torch (onnx cannot run it: {error})")
-                    return self._through_torch()
-                self._tell("onnx", known, "measured before")
-                return loaded
+        if whole_s < WORTH_S and not has_stored_export(self.checkpoint.sha256, self.request.precision):
             self.progress.detail("Backend: torch (onnx is faster here, but the job is too short for its export).")
             return self._through_torch()
-        self._tell("torch", known, "measured before")
-        return self._through_torch()
+        loaded = self._through_onnx_if_it_can()
+        if loaded is None:
+            return self._through_torch()
+        self._tell("onnx", known, "measured before")
+        return loaded
 
-    def _probed(
-        self,
-        makers: Mapping[Backend, Callable[[], Loaded]],
-        known: Mapping[str, float],
-        size: tuple[int, int],
-        keep: Callable[[Mapping[str, float]], None],
-    ) -> Loaded:
+    def _probed(self, workload: Workload, known_s: float | None, keep: Callable[[Mapping[str, float]], None]) -> Loaded:
         """Measures PyTorch, then ONNX Runtime if the run is long enough for the export to pay."""
-        assert self.workload is not None  # noqa: S101 - the caller has looked
-        torch_run = makers["torch"]()
+        size = workload.probe_size
+        torch_run = self._through_torch()
         # One run, warming up included, is dear enough for a short job and says enough about it.
-        rough_s = known.get("torch") or seconds_per_plane(torch_run.engine, *size, warm=False)
-        whole_s = rough_s * self.workload.probes
+        rough_s = known_s or seconds_per_plane(torch_run.engine, *size, warm=False)
+        whole_s = rough_s * workload.probes
         if whole_s < WORTH_S:
             keep({"torch": rough_s})
             self.progress.detail(f"Backend: torch (about {whole_s:.1f} s of work: too short to probe onnx).")
             return torch_run
         self.progress.say("Measuring which engine is faster here, once for this network (--no-probe skips it).")
-        try:
-            onnx_run = makers["onnx"]()
-        except MedsrError as error:
-            self.progress.detail(f"Backend: torch (onnx cannot run it: {error})")
+        onnx_run = self._through_onnx_if_it_can()
+        if onnx_run is None:
             return torch_run
         seconds = {
             "torch": seconds_per_plane(torch_run.engine, *size),
             "onnx": seconds_per_plane(onnx_run.engine, *size),
         }
         keep(seconds)
-        picked: Backend = "onnx" if seconds["onnx"] < seconds["torch"] else "torch"
+        picked = "onnx" if seconds["onnx"] < seconds["torch"] else "torch"
         self._tell(picked, seconds, "measured now")
         return onnx_run if picked == "onnx" else torch_run
+
+    def _through_onnx_if_it_can(self) -> Loaded | None:
+        """With `auto`, what ONNX Runtime cannot run is PyTorch's."""
+        try:
+            return self._through_onnx(self._stored_export())
+        except MedsrError as error:
+            self.progress.detail(f"Backend: torch (onnx cannot run it: {error})")
+            return None
 
     def _tell(self, picked: str, seconds: Mapping[str, float], when: str) -> None:
         figures = ", ".join(f"{name} {1000 * s:.3g} ms a plane" for name, s in sorted(seconds.items()))

@@ -233,7 +233,7 @@ def load_model(
     elif arch is not None and arch.kind != "network":
         msg = f"{arch.id} does not enlarge images."
         raise ArgumentsError(msg, "See medsr models for the methods that do.")
-    elif request.weights is not None and _is_path(request.weights):
+    elif request.weights is not None and is_path(request.weights):
         model = _from_file(request, Path(request.weights), arch, scale, run)
     else:
         model = _from_manifest(request, scale, modality or request.modality, run)
@@ -268,7 +268,8 @@ def _method(request: ModelRequest) -> catalogue.Arch | None:
         return None
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
+    """Whether `--weights` names a file, not a checkpoint's id."""
     return Path(name).suffix in (*FILES, ".pt", ".pth", ".tar") or Path(name).exists()
 
 

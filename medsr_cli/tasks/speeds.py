@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import os
 import platform
 import statistics
 import time
@@ -25,6 +24,7 @@ import numpy as np
 
 from medsr_cli import __version__
 from medsr_cli.engines.engine import Engine
+from medsr_cli.engines.processor import cores
 from medsr_cli.errors import MedsrError
 from medsr_cli.formats.atomic import atomic_file
 
@@ -127,7 +127,7 @@ def seconds_per_plane(engine: Engine, rows: int, columns: int, *, warm: bool = T
 
 def machine() -> str:
     """Processor, cores of this process and GPUs."""
-    return ", ".join((_processor(), f"{_cores()} cores", *_gpus()))
+    return ", ".join((_processor(), f"{cores()} cores", *_gpus()))
 
 
 def _processor() -> str:
@@ -136,12 +136,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _gpus() -> list[str]:
