@@ -1,12 +1,36 @@
 """Every way in which medsr says no: one sentence, one remedy, one exit code.
 
-An error's text names what is wrong and what to do about it. The command line prints it as it is, so
-nothing in it may come from a tag value of an image.
+An error's text names what is wrong and what to do about it; nothing in it may come from a tag value of an image.
+Names of files often hold a patient's: a sentence mentions them by `mention`, which marks them, so that whoever shows
+or keeps the sentence can put something else in their place.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from pathlib import PurePath
 from typing import ClassVar
+
+_OPEN, _CLOSE = "\u2068", "\u2069"
+"""Unicode's own marks around foreign words in a sentence (first strong isolate, pop directional isolate)."""
+_MENTIONED = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
+
+
+def mention(file: PurePath | str) -> str:
+    """The name of a file, or its path, for a sentence that a user reads: marked as such, and on one line."""
+    text = "".join(" " if character in f"{_OPEN}{_CLOSE}" or character < " " else character for character in str(file))
+    return f"{_OPEN}{text}{_CLOSE}"
+
+
+def unmarked(sentence: str) -> str:
+    """The sentence with every mentioned name in it, without the marks."""
+    return _MENTIONED.sub(r"\1", sentence)
+
+
+def replaced_mentions(sentence: str, stand_in: Callable[[str], str]) -> str:
+    """The sentence with what `stand_in` returns in the place of every mentioned name."""
+    return _MENTIONED.sub(lambda found: stand_in(found.group(1)), sentence)
 
 
 class MedsrError(Exception):
@@ -19,8 +43,13 @@ class MedsrError(Exception):
         self.sentence = sentence
         self.remedy = remedy
 
-    def __str__(self) -> str:
+    @property
+    def marked(self) -> str:
+        """Sentence and remedy, with mentioned names marked."""
         return f"{self.sentence} {self.remedy}".strip()
+
+    def __str__(self) -> str:
+        return unmarked(self.marked)
 
 
 class RunError(MedsrError):

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from medsr_cli.errors import unmarked
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
@@ -73,6 +75,7 @@ class Terminal:
 
     def say(self, sentence: str) -> None:
         """A remark on stderr."""
+        sentence = unmarked(sentence)
         LOG.info(sentence)
         if self.quiet:
             return
@@ -86,7 +89,7 @@ class Terminal:
         if self.verbose:
             self.say(sentence)
         else:
-            LOG.info(sentence)
+            LOG.info(unmarked(sentence))
 
     def warn(self, sentence: str) -> None:
         """A warning on stderr."""

@@ -30,7 +30,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from medsr_cli.engines.traits import Traits, least_reach
-from medsr_cli.errors import ArgumentsError, WeightsError
+from medsr_cli.errors import ArgumentsError, WeightsError, mention
 from medsr_cli.networks import catalogue
 
 FORMAT = "1"
@@ -141,11 +141,11 @@ def read_onnx(path: Path) -> OnnxFile:
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            msg = f"{path.name} has {size} bytes; an ONNX file in one piece has at most {MAX_FILE_BYTES}."
+            msg = f"{mention(path.name)} has {size} bytes; an ONNX file in one piece has at most {MAX_FILE_BYTES}."
             raise WeightsError(msg, "Check that it is the right file.")
         data = path.read_bytes()
     except OSError as error:
-        msg = f"{path} cannot be read ({error.strerror})."
+        msg = f"{mention(path)} cannot be read ({error.strerror})."
         raise WeightsError(msg, "Check the path.") from error
     return checked_onnx(data, path.name)
 
@@ -193,10 +193,10 @@ def _parsed(data: bytes, name: str) -> ModelProto:
     try:
         model.ParseFromString(data)
     except Exception as error:  # protocol buffers' own error, whose module has no types
-        msg = f"{name} is not an ONNX file."
+        msg = f"{mention(name)} is not an ONNX file."
         raise WeightsError(msg, "Check that it is the right file, and whole.") from error
     if not model.graph.node:
-        msg = f"{name} is not an ONNX file, or an empty one."
+        msg = f"{mention(name)} is not an ONNX file, or an empty one."
         raise WeightsError(msg, "Check that it is the right file, and whole.")
     return model
 
@@ -210,10 +210,10 @@ def _metadata(model: ModelProto, name: str) -> dict[str, str]:
     needed = ("medsr.format", "medsr.method", "medsr.config", "medsr.traits", "medsr.precision", "medsr.opset")
     missing = [key for key in needed if key not in found]
     if missing:
-        msg = f"{name} does not say what network it holds: its metadata lack {missing[0]}."
+        msg = f"{mention(name)} does not say what network it holds: its metadata lack {missing[0]}."
         raise WeightsError(msg, REMEDY)
     if found["medsr.format"] != FORMAT:
-        msg = f"{name} is of format {found['medsr.format'][:40]!r}; this medsr reads format {FORMAT}."
+        msg = f"{mention(name)} is of format {found['medsr.format'][:40]!r}; this medsr reads format {FORMAT}."
         raise WeightsError(msg, "Install the medsr that wrote it, or export it again.")
     if found["medsr.precision"] not in PRECISIONS:
         _refuse(name, f"its metadata name a precision {found['medsr.precision'][:40]!r}")
@@ -224,7 +224,7 @@ def _arch(metadata: Mapping[str, str], name: str) -> catalogue.Arch:
     method = metadata["medsr.method"]
     arch = next((entry for entry in catalogue.CATALOGUE if entry.id == method), None)
     if arch is None:
-        msg = f"{name} names a method {method[:40]!r}, which this medsr does not have."
+        msg = f"{mention(name)} names a method {method[:40]!r}, which this medsr does not have."
         raise WeightsError(msg, "Install a newer medsr, or export it again.")
     if arch.kind != "network":
         _refuse(name, f"{arch.id} does not enlarge images")
@@ -285,7 +285,7 @@ def _opset(model: ModelProto, metadata: Mapping[str, str], name: str) -> int:
         _refuse(name, "it does not say one version of the standard operators")
     (version,) = versions.values()
     if version not in OPSETS:
-        msg = f"{name} has operators of opset {version}; medsr runs {OPSETS[0]} to {OPSETS[-1]}."
+        msg = f"{mention(name)} has operators of opset {version}; medsr runs {OPSETS[0]} to {OPSETS[-1]}."
         raise WeightsError(msg, "Export it again with --opset.")
     if metadata["medsr.opset"] != str(version):
         _refuse(name, f"it has opset {version} where its metadata say {metadata['medsr.opset'][:20]!r}")
@@ -343,7 +343,7 @@ def _refuse_tensor(tensor: TensorProto, name: str) -> None:
     """All of its values are in the file, as many as its shape says, and finite."""
     label = tensor.name[:80]
     if tensor.data_location != TensorProto.DEFAULT or tensor.external_data:
-        msg = f"{name} keeps the tensor {label!r} outside the file."
+        msg = f"{mention(name)} keeps the tensor {label!r} outside the file."
         raise WeightsError(msg, f"medsr reads ONNX files in one piece only. {REMEDY}")
     kind = tensor.data_type
     if kind not in _ITEM_BYTES or tensor.HasField("segment"):
@@ -427,12 +427,14 @@ def _json_object(text: str, what: str, name: str) -> dict[str, Any]:
 
 
 def _refuse_domain(name: str, domain: str) -> NoReturn:
-    msg = f"{name} has operators of {domain[:80]!r}, which are not standard ones; medsr loads no code for them."
+    msg = (
+        f"{mention(name)} has operators of {domain[:80]!r}, which are not standard ones; medsr loads no code for them."
+    )
     raise WeightsError(msg, REMEDY)
 
 
 def _refuse(name: str, reason: str) -> NoReturn:
-    msg = f"{name} is not a network that medsr exported: {reason}."
+    msg = f"{mention(name)} is not a network that medsr exported: {reason}."
     raise WeightsError(msg, REMEDY)
 
 

@@ -23,7 +23,7 @@ from medsr_cli.engines.onnx_provider import (
 )
 from medsr_cli.engines.processor import cores
 from medsr_cli.engines.runner import Place
-from medsr_cli.errors import ArgumentsError, DeviceUnavailable, RunError
+from medsr_cli.errors import ArgumentsError, DeviceUnavailable, RunError, mention
 
 WORDS = {"fp32": "float32", "fp16": "float16"}
 
@@ -76,7 +76,9 @@ class OnnxRunner:
         self._options.log_severity_level = 4
         self.device = f"cuda:{number}" if opened.provider == CUDA else "cpu"
         if self.precision == "float16" and self.device == "cpu":
-            self.warnings.append(f"{file.name} is in half precision, which the CPU computes slowly; use one in fp32.")
+            self.warnings.append(
+                f"{mention(file.name)} is in half precision, which the CPU computes slowly; use one in fp32."
+            )
 
     def _opened(self, file: OnnxFile, wanted: str, number: int, threads: int | None) -> Opened:
         """The session; `auto` tries CUDA only where there is a GPU, and tells if it does not work."""
@@ -229,7 +231,7 @@ def refuse_other_precision(file: OnnxFile, precision: str, device: str) -> None:
         msg = "fp16 needs a GPU."
         raise ArgumentsError(msg, "Use fp32 on the CPU.")
     if precision != "auto" and asked != file.precision:
-        msg = f"{file.name} computes in {file.precision}."
+        msg = f"{mention(file.name)} computes in {file.precision}."
         raise ArgumentsError(msg, f"Leave out --precision, or export it again with --precision {precision}.")
 
 

@@ -9,7 +9,7 @@ import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from medsr_cli.errors import ArgumentsError, InputRefused
+from medsr_cli.errors import ArgumentsError, InputRefused, mention
 from medsr_cli.formats.contract import Derivation, Reader, ReadOptions, Writer
 from medsr_cli.formats.sniff import BY_NAME, FORMATS, FormatEntry, sniff, split_suffix
 from medsr_cli.volume.volume import Volume
@@ -58,10 +58,11 @@ def create_image(
         entry = BY_NAME["dicom"]
     if entry is None or not entry.writable:
         what = f"would be {entry.title}, which is only read" if entry else "has no suffix of a format that is written"
-        msg = f"The output {target.name} {what}."
+        msg = f"The output {mention(target.name)} {what}."
         raise ArgumentsError(msg, f"Give it one of {', '.join(writable_suffixes())}.")
     if entry.name not in ("nifti", source.volume.format) and source.volume.value_scale != (1.0, 0.0):
-        msg = f"The values of {source.path.name} carry a slope and an intercept, which {entry.title} cannot hold."
+        whose = mention(source.path.name)
+        msg = f"The values of {whose} carry a slope and an intercept, which {entry.title} cannot hold."
         raise ArgumentsError(msg, "Write NIfTI (.nii.gz), or the input's own format.")
     return entry.load().open_writer(target, source, result, derivation, overwrite=overwrite)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from medsr_cli.errors import ArgumentsError, RunError
+from medsr_cli.errors import ArgumentsError, RunError, mention
 
 Verify = Callable[[Path], None]
 
@@ -207,14 +207,14 @@ def _reported(target: Path) -> Iterator[None]:
 def _write_error(target: Path, error: OSError) -> RunError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
-            f"The disk is full: {target.name} was not written.", "Free some space, or write elsewhere with -o."
+            f"The disk is full: {mention(target.name)} was not written.", "Free some space, or write elsewhere with -o."
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return RunError(f"{target.parent} cannot be written to.", "Choose another place with -o.")
+        return RunError(f"{mention(target.parent)} cannot be written to.", "Choose another place with -o.")
     if error.errno == errno.ENAMETOOLONG:
         return RunError("The name of the output is too long.", "Choose a shorter one with -o.")
     return RunError(
-        f"Writing {target.name} failed: {error.strerror or type(error).__name__}.", "Nothing was left behind."
+        f"Writing {mention(target.name)} failed: {error.strerror or type(error).__name__}.", "Nothing was left behind."
     )
 
 
@@ -238,7 +238,7 @@ def refuse_existing(target: Path, overwrite: bool, remedy: str = UPSCALE_REMEDY)
     with _reported(target):  # a name may be too long, or lie in a folder that may not be looked into
         exists = target.exists() or target.is_symlink()
     if exists and not overwrite:
-        msg = f"{target} exists."
+        msg = f"{mention(target)} exists."
         raise ArgumentsError(msg, remedy)
 
 

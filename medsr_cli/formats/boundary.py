@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from medsr_cli.errors import InputRefused, MedsrError
+from medsr_cli.errors import InputRefused, MedsrError, mention
 
 
 @contextlib.contextmanager
@@ -25,14 +25,14 @@ def refusing(path: Path, says: str = "is damaged or cut short") -> Iterator[None
     except MedsrError:
         raise
     except FileNotFoundError as error:
-        msg = f"{path.name} does not exist, or a file that it needs does not."
+        msg = f"{mention(path.name)} does not exist, or a file that it needs does not."
         raise InputRefused(msg) from error
     except PermissionError as error:
-        msg = f"{path.name} cannot be read: permission denied."
+        msg = f"{mention(path.name)} cannot be read: permission denied."
         raise InputRefused(msg) from error
     except MemoryError as error:
-        msg = f"{path.name} needs more memory than there is."
+        msg = f"{mention(path.name)} needs more memory than there is."
         raise InputRefused(msg) from error
     except Exception as error:
-        msg = f"{path.name} {says}."
+        msg = f"{mention(path.name)} {says}."
         raise InputRefused(msg) from error

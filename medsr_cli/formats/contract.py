@@ -40,6 +40,20 @@ class ReadOptions:
 
 
 @dataclass(frozen=True)
+class DicomOutput:
+    """How a derived DICOM series is written; other formats leave no choice."""
+
+    transfer_syntax: str = "explicit"
+    """A name of `dicom_encode.SYNTAXES`; pixels are stored losslessly in all of them."""
+    stable_uids: bool = False
+    """UIDs that depend on the source's and on what was done alone, so that a second run makes the same ones."""
+    multiframe: bool = False
+    """Write an enhanced multi-frame source as such an object again, instead of classic single frames."""
+    private_tags: str = "safe"
+    """Which private elements are kept: a name of `dicom_private.RULES`."""
+
+
+@dataclass(frozen=True)
 class Derivation:
     """What was done to an image, in the words that go into its header."""
 
@@ -53,6 +67,9 @@ class Derivation:
     checkpoint_sha256: str | None = None
     degradation: str | None = None
     """The degradation that the checkpoint was trained to undo."""
+    settings: str = ""
+    """Digest of everything else that decides the pixels: region, guide, ensemble, fit, precision."""
+    dicom: DicomOutput = field(default_factory=DicomOutput)
 
     def fields(self) -> dict[str, str]:
         """The same as texts of one line each, for headers that take named texts; what is not known is left out."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import UID
 
-from medsr_cli.errors import ArgumentsError, InputRefused
+from medsr_cli.errors import ArgumentsError, InputRefused, mention
 from medsr_cli.formats.contract import Derivation, Reader, ReadOptions, Writer
 from medsr_cli.formats.dicom_files import read_header, refusing
 from medsr_cli.formats.dicom_headers import COLOUR, GREY, PALETTE, Instance
@@ -129,7 +129,7 @@ def open_reader(path: Path, options: ReadOptions) -> DicomReader:
         InputRefused: it is not one series of equal slices that can be upscaled; the sentence says why.
     """
     if options.axis not in _AXES:
-        msg = f"DICOM stays on its own slices: {path.name} cannot be upscaled along --axis {options.axis}."
+        msg = f"DICOM stays on its own slices: {mention(path.name)} cannot be upscaled along --axis {options.axis}."
         raise InputRefused(msg, "Leave --axis away, or convert to NIfTI first.")
     found = find_series(path, options.limits)
     instances = choose_series(found, options.series)
@@ -164,7 +164,7 @@ def open_writer(
     from medsr_cli.formats.dicom_write import derived_series  # noqa: PLC0415 - it needs the reader's class
 
     if not isinstance(source, DicomReader):
-        msg = f"DICOM can only be written from DICOM, and {source.path.name} is not."
+        msg = f"DICOM can only be written from DICOM, and {mention(source.path.name)} is not."
         raise ArgumentsError(msg, "Choose the format of the input, for example .nii.gz.")
     return derived_series(target, source, result, derivation, overwrite=overwrite)
 
@@ -225,7 +225,7 @@ def _rescale_differs(path: Path, stack: Stack) -> bool:
         return False
     scales = {(frame.plane.slope, frame.plane.intercept) for frame in stack.frames}
     if len(scales) > 1 and any(slope == 0 for slope, _ in scales):
-        msg = f"{path.name} says that all values of a slice mean the same (a rescale slope of zero)."
+        msg = f"{mention(path.name)} says that all values of a slice mean the same (a rescale slope of zero)."
         raise InputRefused(msg, "Correct the header.")
     return len(scales) > 1
 
@@ -257,5 +257,5 @@ def _check_limits(path: Path, instances: list[Instance], limits: Limits) -> None
     packed = sum(i.member.size for i in instances)
     decoded = sum(i.rows * i.columns * i.frames * per_pixel for i in instances)
     if decoded > max(limits.expansion_floor_bytes, limits.expansion * packed):
-        msg = f"{path.name} claims to decode to {decoded} bytes, more than is allowed for its size."
+        msg = f"{mention(path.name)} claims to decode to {decoded} bytes, more than is allowed for its size."
         raise InputRefused(msg, "Check the header.")

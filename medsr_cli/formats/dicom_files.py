@@ -24,7 +24,7 @@ import pydicom
 import pydicom.config
 from pydicom.dataset import FileDataset
 
-from medsr_cli.errors import InputRefused, MedsrError
+from medsr_cli.errors import InputRefused, MedsrError, mention
 from medsr_cli.formats.limits import MIB, Limits
 
 # Messages of pydicom quote tag values, which may be a patient's: none may reach a log or a terminal.
@@ -83,19 +83,21 @@ def refusing(name: str, stage: str) -> Iterator[None]:
     except MedsrError:
         raise
     except RecursionError as error:
-        msg = f"{name} nests sequences too deeply to be an image."
+        msg = f"{mention(name)} nests sequences too deeply to be an image."
         raise InputRefused(msg) from error
     except FileNotFoundError as error:
-        msg = f"{name} is not there."
+        msg = f"{mention(name)} is not there."
         raise InputRefused(msg, "Check the path.") from error
     except PermissionError as error:
-        msg = f"{name} may not be read."
+        msg = f"{mention(name)} may not be read."
         raise InputRefused(msg, "Check its permissions.") from error
     except MemoryError as error:
-        msg = f"{name} needs more memory than there is, while {stage}."
+        msg = f"{mention(name)} needs more memory than there is, while {stage}."
         raise InputRefused(msg) from error
     except Exception as error:
-        msg = f"{name} is damaged or not DICOM as the standard has it: {stage} failed ({type(error).__name__})."
+        msg = (
+            f"{mention(name)} is damaged or not DICOM as the standard has it: {stage} failed ({type(error).__name__})."
+        )
         raise InputRefused(msg, "Export it anew from where it came from.") from error
 
 
@@ -184,7 +186,7 @@ def find_members(path: Path, limits: Limits) -> list[Member]:
         if path.is_dir():
             return _folder_members(path, limits)
         if not path.is_file():
-            msg = f"{path.name} is not there."
+            msg = f"{mention(path.name)} is not there."
             raise InputRefused(msg, "Check the path.")
         if is_zip(path):
             return _zip_members(path, limits)
@@ -246,10 +248,10 @@ def _zip_members(path: Path, limits: Limits) -> list[Member]:
     unpacked = sum(info.file_size for info in infos)
     allowed = max(limits.expansion_floor_bytes, limits.expansion * path.stat().st_size)
     if unpacked > min(allowed, limits.decoded_bytes):
-        msg = f"{path.name} unpacks to {unpacked} bytes, more than is allowed for its size."
+        msg = f"{mention(path.name)} unpacks to {unpacked} bytes, more than is allowed for its size."
         raise InputRefused(msg, "Unpack it, look at it, and give the folder.")
     if any(info.flag_bits & 1 for info in infos):
-        msg = f"{path.name} is encrypted."
+        msg = f"{mention(path.name)} is encrypted."
         raise InputRefused(msg, "Unpack it and give the folder.")
     members = [ZipMember(archive, info) for info in infos]
     named = [member for member in members if member.name and not member.name.startswith(".")]
@@ -258,5 +260,5 @@ def _zip_members(path: Path, limits: Limits) -> list[Member]:
 
 def _check_count(path: Path, count: int, limits: Limits) -> None:
     if count > limits.files:
-        msg = f"{path.name} holds more than {limits.files} files."
+        msg = f"{mention(path.name)} holds more than {limits.files} files."
         raise InputRefused(msg, "Give the folder of one study.")

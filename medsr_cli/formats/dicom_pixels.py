@@ -41,7 +41,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from medsr_cli.errors import InputRefused
+from medsr_cli.errors import InputRefused, mention
 from medsr_cli.formats import dicom_codestream as codestream
 from medsr_cli.formats.dicom_files import read_header, refusing
 from medsr_cli.formats.dicom_headers import PALETTE, Instance
@@ -276,4 +276,4 @@ def palette_is_deep(ds: Dataset) -> bool:
 
 
 def _refused(instance: Instance, why: str) -> InputRefused:
-    return InputRefused(f"{instance.member.name} {why}.", "Export it anew from where it came from.")
+    return InputRefused(f"{mention(instance.member.name)} {why}.", "Export it anew from where it came from.")

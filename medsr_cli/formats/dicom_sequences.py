@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pydicom.dataset import Dataset
 
-from medsr_cli.errors import InputRefused
+from medsr_cli.errors import InputRefused, mention
 
 
 def nested(ds: Dataset) -> Iterator[tuple[Dataset, bool]]:
@@ -28,5 +28,5 @@ def check_depth(ds: Dataset, limit: int, name: str) -> None:
         level = [item for parent in level for item, _ in nested(parent)]
         if not level:
             return
-    msg = f"{name} nests sequences more than {limit} deep."
+    msg = f"{mention(name)} nests sequences more than {limit} deep."
     raise InputRefused(msg)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import UID
 
-from medsr_cli.errors import InputRefused
+from medsr_cli.errors import InputRefused, mention
 from medsr_cli.formats.dicom_files import Member, find_members, has_mark, promises_dicom, read_header, refusing
 from medsr_cli.formats.dicom_headers import GREY, PALETTE, Instance, Plane, read_instance
 from medsr_cli.formats.dicom_refusals import refusal
@@ -132,7 +132,7 @@ def find_series(path: Path, limits: Limits) -> Found:
         if instance is not None:
             series.setdefault(instance.series, []).append(instance)
     if not known:
-        msg = f"{path.name} holds no DICOM file."
+        msg = f"{mention(path.name)} holds no DICOM file."
         raise InputRefused(msg, "Give the folder that the images are in.")
     return Found(path, series, unreadable, known)
 
@@ -147,7 +147,7 @@ def choose_series(found: Found, wanted: str | None) -> list[Instance]:
     if not found.series:
         if found.unreadable:
             raise _unreadable(found)
-        msg = f"{name} holds DICOM files but no image."
+        msg = f"{mention(name)} holds DICOM files but no image."
         raise InputRefused(msg, "Give the folder that the images are in.")
     summaries = found.summaries()
     if wanted is not None:
@@ -155,12 +155,12 @@ def choose_series(found: Found, wanted: str | None) -> list[Instance]:
     else:
         usable = [summary for summary in summaries if summary.refusal is None]
         if len(usable) > 1:
-            msg = f"{name} holds {len(usable)} series: {'; '.join(s.line() for s in usable)}."
+            msg = f"{mention(name)} holds {len(usable)} series: {'; '.join(s.line() for s in usable)}."
             raise InputRefused(msg, "Say which one with --series UID.")
         chosen = usable[0] if usable else summaries[0]
     if chosen.refusal is not None:
         where = "" if len(summaries) == 1 else f" (series {chosen.index})"
-        msg = f"{name}{where} {chosen.refusal}."
+        msg = f"{mention(name)}{where} {chosen.refusal}."
         raise InputRefused(msg)
     if found.unreadable:
         raise _unreadable(found)
@@ -170,14 +170,14 @@ def choose_series(found: Found, wanted: str | None) -> list[Instance]:
 def _single_file(path: Path, member: Member, limits: Limits) -> Found:
     with refusing(path.name, "reading the header"):
         if not has_mark(member):
-            msg = f"{path.name} is not a DICOM file: it lacks the file meta information that starts with DICM."
+            msg = f"{mention(path.name)} is not a DICOM file: it lacks the file meta information that starts with DICM."
             raise InputRefused(msg, "Export it as a DICOM file (part 10).")
         instance = read_instance(member, limits.slices)
         if instance.sop_class == "1.2.840.10008.1.3.10" or "DirectoryRecordSequence" in read_header(member):
-            msg = f"{path.name} is a DICOMDIR, a list of files and not an image."
+            msg = f"{mention(path.name)} is a DICOMDIR, a list of files and not an image."
             raise InputRefused(msg, "Give the folder that the images are in.")
     if instance.pixels is None and not instance.mosaic:
-        msg = f"{path.name} has no pixels: it is not an image."
+        msg = f"{mention(path.name)} has no pixels: it is not an image."
         raise InputRefused(msg)
     return Found(path, {instance.series: [instance]}, 0, 1)
 
@@ -205,12 +205,12 @@ def _matching(found: Found, summaries: list[SeriesSummary], wanted: str) -> Seri
     if len(chosen) == 1 and wanted:
         return chosen[0]
     why = "matches more than one" if chosen else "matches none"
-    msg = f"--series {why} of the series in {found.path.name}: {'; '.join(s.line() for s in summaries)}."
+    msg = f"--series {why} of the series in {mention(found.path.name)}: {'; '.join(s.line() for s in summaries)}."
     raise InputRefused(msg, "Give the whole SeriesInstanceUID.")
 
 
 def _unreadable(found: Found) -> InputRefused:
-    msg = f"{found.unreadable} of the {found.members} DICOM files in {found.path.name} cannot be read."
+    msg = f"{found.unreadable} of the {found.members} DICOM files in {mention(found.path.name)} cannot be read."
     return InputRefused(msg, "A slice would be missing: export the series anew, or take the broken files away.")
 
 
@@ -347,7 +347,7 @@ def _position(frame: FrameRef) -> Vectors:
 
 
 def _no_stack(path: Path, why: str) -> InputRefused:
-    return InputRefused(f"{path.name} {why}.", "Give a series (or a folder) of equal slices.")
+    return InputRefused(f"{mention(path.name)} {why}.", "Give a series (or a folder) of equal slices.")
 
 
 def runs(frames: Sequence[FrameRef]) -> Iterator[tuple[Instance, list[int]]]:

@@ -24,7 +24,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.filebase import DicomBytesIO
 
-from medsr_cli.errors import ArgumentsError, RunError
+from medsr_cli.errors import ArgumentsError, RunError, mention
 from medsr_cli.formats.atomic import atomic_file, atomic_folder, file_within
 from medsr_cli.formats.contract import Derivation
 from medsr_cli.formats.dicom import DicomReader
@@ -237,10 +237,12 @@ def derived_series(
 def _check_target(target: Path, source: DicomReader, result: Volume, single: bool) -> None:
     instances = source.instances
     if single and len(instances) > 1:
-        msg = f"{source.path.name} has {len(instances)} files, which do not go into one: {target.name}."
+        msg = (
+            f"{mention(source.path.name)} has {len(instances)} files, which do not go into one: {mention(target.name)}."
+        )
         raise ArgumentsError(msg, "Give a folder with -o.")
     if result.channels != source.volume.channels or result.slices != source.volume.slices:
-        msg = f"The result does not have the slices and channels of {source.path.name}."
+        msg = f"The result does not have the slices and channels of {mention(source.path.name)}."
         raise RunError(msg)
     largest = max(_frame_bytes(result, instance) * instance.frames for instance in instances)
     if largest > LARGEST_PIXEL_DATA:
@@ -293,4 +295,4 @@ def _verified_frames(path: Path, result: Volume, identities: set[str]) -> int:
 
 
 def _unlike(name: str) -> RunError:
-    return RunError(f"{name} did not read back as it was written.", "Nothing was left behind; check the disk.")
+    return RunError(f"{mention(name)} did not read back as it was written.", "Nothing was left behind; check the disk.")

@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr_cli.errors import InputRefused
+from medsr_cli.errors import InputRefused, mention
 from medsr_cli.formats import open_image
 from medsr_cli.formats.contract import Reader, ReadOptions
 from medsr_cli.formats.identity import Identity
@@ -113,7 +113,7 @@ def open_guide(
         _check_coverage(View(np.linalg.inv(guide_affine) @ result_affine, grid, size).coverage, reader, target)
     placed = load(reader.volume, reader.slices(), guide_affine)
     if placed.low == placed.high:
-        msg = f"{path.name} has the same value everywhere: it cannot guide anything."
+        msg = f"{mention(path.name)} has the same value everywhere: it cannot guide anything."
         raise InputRefused(msg)
     registered: dict[str, Any] | None = None
     motion = np.eye(4)
@@ -142,13 +142,13 @@ def open_guide(
 def _refuse_unsuitable(reader: Reader, target: Reader) -> None:
     volume, name = reader.volume, reader.path.name
     if volume.channels != 1:
-        msg = f"{name} is in colour or has an opacity: a guide is a grey image."
+        msg = f"{mention(name)} is in colour or has an opacity: a guide is a grey image."
         raise InputRefused(msg, "Give one grey volume.")
     if volume.slices != places_of(volume):
-        msg = f"{name} holds several volumes (time points, echoes or directions), and it is not said which one guides."
+        msg = f"{mention(name)} holds several volumes (time points, echoes, directions); which one guides is not said."
         raise InputRefused(msg, "Take one of them out into a file of its own.")
     if _is_target(reader, target):
-        msg = f"{name} is the image itself, not a guide to it."
+        msg = f"{mention(name)} is the image itself, not a guide to it."
         raise InputRefused(msg, "Give another contrast of the same patient, for example T1 for a T2.")
 
 
@@ -207,7 +207,8 @@ def _compare_spaces(reader: Reader, target: Reader) -> _Match:
     differ = one is not None and other is not None and one != other
     if differ:
         warnings.append(
-            f"{reader.path.name} and {target.path.name} are in different spaces (a template and the scanner, perhaps)."
+            f"{mention(reader.path.name)} and {mention(target.path.name)} are in different "
+            "spaces (a template and the scanner, perhaps)."
         )
     unknown = "not known: a file names no patient"
     facts = {"same_patient": unknown, "same_study": unknown, "same_frame_of_reference": "no" if differ else unknown}

@@ -16,7 +16,7 @@ import numpy as np
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
-from medsr_cli.errors import InputRefused
+from medsr_cli.errors import InputRefused, mention
 
 GZIP_MAGIC = b"\x1f\x8b"
 COMPRESSION_LEVEL = 2
@@ -96,7 +96,7 @@ class ForwardStream:
             except EOFError as error:
                 raise _cut_short(self._name) from error
             except _DAMAGED as error:
-                msg = f"{self._name} is damaged: its compressed data or its checksum is wrong."
+                msg = f"{mention(self._name)} is damaged: its compressed data or its checksum is wrong."
                 raise InputRefused(msg, "Copy or export it again.") from error
             if not got:
                 break
@@ -119,7 +119,7 @@ def open_forward(path: Path, name: str | None = None) -> Iterator[ForwardStream]
     try:
         file = path.open("rb")
     except OSError as error:
-        msg = f"{name} cannot be opened: {error.strerror or type(error).__name__}."
+        msg = f"{mention(name)} cannot be opened: {error.strerror or type(error).__name__}."
         raise InputRefused(msg) from error
     with file:
         packed = file.read(2) == GZIP_MAGIC
@@ -141,7 +141,7 @@ def is_compressed(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(2) == GZIP_MAGIC
     except OSError as error:
-        msg = f"{path.name} cannot be opened: {error.strerror or type(error).__name__}."
+        msg = f"{mention(path.name)} cannot be opened: {error.strerror or type(error).__name__}."
         raise InputRefused(msg) from error
 
 
@@ -165,4 +165,4 @@ class GzipSink:
 
 
 def _cut_short(name: str) -> InputRefused:
-    return InputRefused(f"{name} is cut short: it ends before its last slice.", "Copy or export it again.")
+    return InputRefused(f"{mention(name)} is cut short: it ends before its last slice.", "Copy or export it again.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsr_cli.errors import InputRefused
+from medsr_cli.errors import InputRefused, mention
 
 MIB = 1 << 20
 
@@ -35,7 +35,7 @@ class Limits:
             InputRefused: the sentence says what is claimed and what is allowed.
         """
         if min(rows, columns, slices) < 1:
-            msg = f"{path.name} has no pixels."
+            msg = f"{mention(path.name)} has no pixels."
             raise InputRefused(msg)
         voxels = rows * columns * slices
         too_large = (
@@ -45,5 +45,5 @@ class Limits:
             or voxels * bytes_per_voxel > self.decoded_bytes
         )
         if too_large:
-            msg = f"{path.name} claims {rows} x {columns} x {slices} voxels, more than is allowed."
+            msg = f"{mention(path.name)} claims {rows} x {columns} x {slices} voxels, more than is allowed."
             raise InputRefused(msg, "Check the header, or cut the volume into parts.")

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr_cli.errors import ArgumentsError, InputRefused
+from medsr_cli.errors import ArgumentsError, InputRefused, mention
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.formats.boundary import refusing
 from medsr_cli.formats.compression import Encoding, decoded, encoding_into
@@ -109,7 +109,7 @@ class MetaImageReader:
         if header_size == -1 and self.encoding == "raw":
             return max(self._data_path.stat().st_size - self._order.total_bytes, 0)
         if header_size < 0:
-            msg = f"{self.path.name} has a HeaderSize that cannot be."
+            msg = f"{mention(self.path.name)} has a HeaderSize that cannot be."
             raise InputRefused(msg)
         return header_size or (self._header_bytes if self._data_path == self.path else 0)
 
@@ -163,7 +163,7 @@ def open_writer(
         RunError: writing failed.
     """
     if target.suffix.lower() == ".mhd":
-        msg = f"{target.name} would be two files, which cannot appear at once."
+        msg = f"{mention(target.name)} would be two files, which cannot appear at once."
         raise ArgumentsError(msg, "Name the output .mha: header and data in one file.")
     origin = source if isinstance(source, MetaImageReader) else None
     grid = output_grid(result, keep_axes=origin is not None)
@@ -206,34 +206,34 @@ def read_header(path: Path) -> tuple[dict[str, str], int]:
             line = file.readline(LINE_BYTES)
             name, equals, value = line.decode("latin-1").partition("=")
             if not equals or len(line) == LINE_BYTES or file.tell() > HEADER_BYTES:
-                msg = f"{path.name} has a MetaImage header that is cut short, or a line in it that is no key."
+                msg = f"{mention(path.name)} has a MetaImage header that is cut short, or a line in it that is no key."
                 raise InputRefused(msg)
             name = name.strip()
             keys[_ALIASES.get(name, name)] = value.strip()
         for name in ("NDims", "DimSize", "ElementType"):
             if name not in keys:
-                msg = f"{path.name} has no {name} in its MetaImage header."
+                msg = f"{mention(path.name)} has no {name} in its MetaImage header."
                 raise InputRefused(msg)
         return keys, file.tell()
 
 
 def _check_kind(keys: Mapping[str, str], sizes: Sequence[int], path: Path) -> None:
     if keys.get("ObjectType", "Image") != "Image":
-        msg = f"{path.name} holds a shape or a transform, not an image."
+        msg = f"{mention(path.name)} holds a shape or a transform, not an image."
         raise InputRefused(msg)
     if len(sizes) != int(keys["NDims"]) or len(sizes) not in (2, 3, 4) or min(sizes) < 1:
-        msg = f"{path.name} is not a picture, a volume or a series of volumes."
+        msg = f"{mention(path.name)} is not a picture, a volume or a series of volumes."
         raise InputRefused(msg)
     if not _is_true(keys.get("BinaryData", "True")):
-        msg = f"{path.name} holds its voxels as text, which is not read."
+        msg = f"{mention(path.name)} holds its voxels as text, which is not read."
         raise InputRefused(msg, "Save it in binary.")
     name = keys["ElementDataFile"]
     if name.split()[:1] in ([], ["LIST"]) or "%" in name:
-        msg = f"{path.name} spreads its voxels over several files, which is not read."
+        msg = f"{mention(path.name)} spreads its voxels over several files, which is not read."
         raise InputRefused(msg, "Save it as one .mha file.")
     channels = int(keys.get("ElementNumberOfChannels", "1"))
     if channels != 1 and (channels not in (3, 4) or _code(keys) not in ("u1", "u2")):
-        msg = f"{path.name} holds {channels} components per voxel that are not colours."
+        msg = f"{mention(path.name)} holds {channels} components per voxel that are not colours."
         raise InputRefused(msg, "Split it into single volumes.")
 
 
@@ -252,7 +252,7 @@ def _affine(keys: Mapping[str, str], path: Path) -> Affine:
     steps = _numbers(keys, "ElementSpacing", n, _numbers(keys, "ElementSize", n, np.ones(n)))
     offset = _numbers(keys, "Offset", n, np.zeros(n))
     if n == 4 and (directions[3, :3].any() or directions[:3, 3].any()):
-        msg = f"{path.name} has directions in which time and space are mixed."
+        msg = f"{mention(path.name)} has directions in which time and space are mixed."
         raise InputRefused(msg)
     m = min(n, 3)
     matrix = np.eye(4)

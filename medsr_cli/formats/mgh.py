@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from nibabel.freesurfer.mghformat import MGHHeader, MGHImage
 
-from medsr_cli.errors import ArgumentsError, InputRefused
+from medsr_cli.errors import ArgumentsError, InputRefused, mention
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.formats.boundary import refusing
 from medsr_cli.formats.compression import Encoding, decoded, encoding_into
@@ -57,7 +57,7 @@ class MghReader:
                 self.header = _HEADER(read_exactly(source, DATA_OFFSET, path))
             i, j, k, volumes = (int(size) for size in self.header["dims"])
             if min(i, j, k, volumes) < 1:
-                msg = f"{path.name} has no voxels."
+                msg = f"{mention(path.name)} has no voxels."
                 raise InputRefused(msg)
             with np.errstate(all="ignore"):  # what overflows is refused in the next line
                 affine = np.asarray(self.header.get_affine(), np.float64)
@@ -134,10 +134,10 @@ def open_writer(
     grid = output_grid(result, keep_axes=origin is not None)
     dtype = result.dtype.newbyteorder(">")
     if result.dtype.str[1:] not in _HELD or result.channels != 1:
-        msg = f"{target.name} cannot hold {result.dtype} values in {result.channels} channels."
+        msg = f"{mention(target.name)} cannot hold {result.dtype} values in {result.channels} channels."
         raise ArgumentsError(msg, f"MGH holds {', '.join(_HELD.values())}; name the output .nii.gz instead.")
     if grid.affine is None:
-        msg = f"{target.name} needs a place in the patient, which the input does not have."
+        msg = f"{mention(target.name)} needs a place in the patient, which the input does not have."
         raise ArgumentsError(msg, "Choose a picture format with -o.")
     order = VoxelOrder(grid.shape, dtype, grid.volumes, 1, grid.slice_axis)
     head = _header_bytes(origin, grid, grid.affine, dtype)

@@ -18,7 +18,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr_cli.errors import ArgumentsError, InputRefused
+from medsr_cli.errors import ArgumentsError, InputRefused, mention
 from medsr_cli.formats.boundary import refusing
 from medsr_cli.formats.compression import Encoding, decoded
 from medsr_cli.formats.contract import Derivation, Pixels, Reader, ReadOptions, Writer
@@ -139,7 +139,7 @@ def open_writer(
         ArgumentsError: always.
     """
     del source, result, derivation, overwrite
-    msg = f"{target.name} is of a format that is read but not written."
+    msg = f"{mention(target.name)} is of a format that is read but not written."
     raise ArgumentsError(msg, "Name the output .nii.gz instead.")
 
 
@@ -159,11 +159,11 @@ def _minc(path: Path) -> _Stored:
         try:
             import h5py  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: F401, PLC0415
         except ImportError as error:
-            msg = f"{path.name} is a MINC-2 file, which needs the package h5py."
+            msg = f"{mention(path.name)} is a MINC-2 file, which needs the package h5py."
             raise InputRefused(msg, "Install it with: pip install h5py") from error
     image = _load(path)
     if len(image.shape) != 3:
-        msg = f"{path.name} is not a single MINC volume."
+        msg = f"{mention(path.name)} is not a single MINC volume."
         raise InputRefused(msg, "Convert it to NIfTI first.")
     k, j, i = (int(size) for size in image.shape)
     stored = image.get_data_dtype()
@@ -215,7 +215,7 @@ def _parrec(path: Path) -> _Stored:
     data = Path(image.file_map["image"].filename)
     plane_bytes = i * j * stored.itemsize
     if data.stat().st_size < (max(places) + 1) * plane_bytes:
-        msg = f"{data.name} is cut short: it has fewer slices than its .PAR says."
+        msg = f"{mention(data.name)} is cut short: it has fewer slices than its .PAR says."
         raise InputRefused(msg)
 
     def planes() -> Iterator[NDArray[Any]]:

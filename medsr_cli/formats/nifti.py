@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr_cli.errors import ArgumentsError, InputRefused, MedsrError, RunError
+from medsr_cli.errors import ArgumentsError, InputRefused, MedsrError, RunError, mention
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.formats.contract import Derivation, Pixels, Reader, ReadOptions, Writer
 from medsr_cli.formats.gzip_stream import ForwardStream, GzipSink, Sink, is_compressed, open_forward
@@ -192,7 +192,7 @@ def _refused(name: str) -> Iterator[None]:
     except (MedsrError, MemoryError):
         raise
     except Exception as error:
-        msg = f"{name} cannot be read as NIfTI."
+        msg = f"{mention(name)} cannot be read as NIfTI."
         raise InputRefused(msg, "The file is damaged; export it again.") from error
 
 
@@ -206,7 +206,7 @@ def _split(path: Path) -> tuple[str, str, bool]:
 
 def _locate(path: Path) -> _Files:
     if not path.is_file():
-        msg = f"{path.name} is not there, or is not a file."
+        msg = f"{mention(path.name)} is not there, or is not a file."
         raise InputRefused(msg)
     _, suffix, _ = _split(path)
     if suffix not in PAIR_SUFFIXES:
@@ -223,7 +223,7 @@ def _other_half(path: Path) -> Path:
         for candidate in (wanted + ending, (wanted + ending).upper()):
             if (path.parent / (stem + candidate)).is_file():
                 return path.parent / (stem + candidate)
-    msg = f"{path.name} is half of a pair, and {stem}{wanted} is missing beside it."
+    msg = f"{mention(path.name)} is half of a pair, and {stem}{wanted} is missing beside it."
     raise InputRefused(msg, "Put both files into one folder.")
 
 
@@ -233,10 +233,12 @@ def _refuse_claims(files: _Files, header: NiftiHeader, limits: Limits) -> None:
     size = files.pixels.stat().st_size
     if is_compressed(files.pixels):
         if claimed > limits.expansion_floor_bytes + limits.expansion * size:
-            msg = f"{files.pixels.name} claims {claimed} bytes, more than its {size} compressed bytes can hold."
+            msg = (
+                f"{mention(files.pixels.name)} claims {claimed} bytes, more than its {size} compressed bytes can hold."
+            )
             raise InputRefused(msg, "The header is damaged, or the file is a decompression bomb.")
     elif claimed > size:
-        msg = f"{files.pixels.name} is cut short: its header claims {claimed} bytes, it has {size}."
+        msg = f"{mention(files.pixels.name)} is cut short: its header claims {claimed} bytes, it has {size}."
         raise InputRefused(msg, "Copy or export it again.")
 
 
@@ -251,7 +253,7 @@ def _slice_axis(header: NiftiHeader, wanted: str, name: str) -> int:
         msg = f"There is no axis {wanted!r}."
         raise ArgumentsError(msg, "Give auto, axial, sagittal, coronal, 0, 1 or 2.")
     if axis != 2 and len(header.shape) == 2:
-        msg = f"{name} has two axes, and no slices along the one that was asked for."
+        msg = f"{mention(name)} has two axes, and no slices along the one that was asked for."
         raise InputRefused(msg, "Leave --axis out.")
     return axis
 
@@ -341,7 +343,7 @@ def _container(target: Path) -> tuple[bool, bool]:
     """Whether the target's name is that of a pair, and whether it is compressed."""
     _, suffix, packed = _split(target)
     if suffix not in (".nii", *PAIR_SUFFIXES):
-        msg = f"{target.name} is not a name for NIfTI."
+        msg = f"{mention(target.name)} is not a name for NIfTI."
         raise ArgumentsError(msg, "Name it .nii.gz, .nii, .hdr or .img.")
     return suffix in PAIR_SUFFIXES, packed
 
@@ -433,7 +435,9 @@ class _NiftiWriter:
         result = self._plan.result
         expected = (result.channels, result.rows, result.columns)
         if pixels.shape != expected or pixels.dtype != result.dtype or self._taken == result.slices:
-            msg = f"Slice {self._taken + 1} of {self._name} is not one that was announced; nothing was written."
+            msg = (
+                f"Slice {self._taken + 1} of {mention(self._name)} is not one that was announced; nothing was written."
+            )
             raise RunError(msg, "This is an error of the program; please report it.")
         self._taken += 1
         stored = self._as_stored(pixels)
@@ -453,8 +457,8 @@ class _NiftiWriter:
             RunError: some did not.
         """
         if self._taken != self._plan.result.slices:
-            msg = f"Only {self._taken} of {self._plan.result.slices} slices of {self._name} came; nothing was written."
-            raise RunError(msg)
+            msg = f"Only {self._taken} of {self._plan.result.slices} slices of {mention(self._name)} came."
+            raise RunError(msg, "Nothing was written.")
 
     def _as_stored(self, pixels: Pixels) -> NDArray[Any]:
         """(rows, columns) of opaque voxels in the file's byte order."""
@@ -492,7 +496,7 @@ class _Check:
             if pixels:
                 self._compare_length(temporary, len(self._plan.header_bytes) if header else 0)
         except InputRefused as error:
-            msg = f"{self._name} could not be read back and was not written: {error.sentence}"
+            msg = f"{mention(self._name)} could not be read back and was not written: {error.sentence}"
             raise RunError(msg, "Check the disk.") from error
 
     def _compare_header(self, temporary: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from nibabel.quaternions import quat2mat
 from nibabel.spm99analyze import Spm99AnalyzeHeader
 
-from medsr_cli.errors import InputRefused
+from medsr_cli.errors import InputRefused, mention
 from medsr_cli.formats.gzip_stream import ForwardStream
 from medsr_cli.volume.geometry import (
     Affine,
@@ -246,11 +246,11 @@ def _parse(stream: ForwardStream, name: str, paired: bool) -> tuple[RawHeader, K
         if size in SIZES:
             break
     else:
-        msg = f"{name} is not NIfTI: it does not begin with a header."
+        msg = f"{mention(name)} is not NIfTI: it does not begin with a header."
         raise InputRefused(msg, "Check that the file is what its name says.")
     block = start + stream.read(size - 4)
     if len(block) < size:
-        msg = f"{name} is cut short: it ends within its header."
+        msg = f"{mention(name)} is cut short: it ends within its header."
         raise InputRefused(msg, "Copy or export it again.")
     kind = _kind(block, SIZES[size], paired, name)
     raw: RawHeader = HEADER_CLASSES[kind, paired](block, order, False)
@@ -266,11 +266,11 @@ def _kind(block: bytes, kind: Kind, paired: bool, name: str) -> Kind:
         return kind
     if magic == (b"n+" if paired else b"ni") + version + b"\0":
         expected = "a NIfTI pair" if paired else "a single NIfTI file"
-        msg = f"{name} is named like {expected}, but its header says otherwise."
+        msg = f"{mention(name)} is named like {expected}, but its header says otherwise."
         raise InputRefused(msg, "Rename it: .nii for a single file, .hdr and .img for a pair.")
     if paired and kind == "nifti1":
         return "analyze"
-    msg = f"{name} is not NIfTI: its header does not say so."
+    msg = f"{mention(name)} is not NIfTI: its header does not say so."
     raise InputRefused(msg, "Check that the file is what its name says.")
 
 
@@ -282,7 +282,7 @@ def _data_offset(raw: RawHeader, kind: Kind, paired: bool, name: str) -> int:
     if kind == "analyze":
         offset = abs(offset)  # Analyze marks with a negative offset that each slice has one; nobody writes that
     if not (np.isfinite(offset) and offset >= smallest and offset == int(offset) and offset < 2**62):
-        msg = f"{name} says that its pixels begin where they cannot."
+        msg = f"{mention(name)} says that its pixels begin where they cannot."
         raise InputRefused(msg, "The header is damaged; export it again.")
     return int(offset)
 
@@ -293,7 +293,7 @@ def _extension_bytes(raw: RawHeader, kind: Kind, paired: bool, name: str) -> int
         return MAX_EXTENSION_BYTES
     size = _data_offset(raw, kind, paired, name) - int(raw.single_vox_offset)
     if size > MAX_EXTENSION_BYTES:
-        msg = f"{name} claims {size} bytes of header extensions, more than is allowed."
+        msg = f"{mention(name)} claims {size} bytes of header extensions, more than is allowed."
         raise InputRefused(msg, "The header is damaged; export it again.")
     return size
 
@@ -310,7 +310,7 @@ def _extensions(stream: ForwardStream, order: str, size: int, name: str) -> list
         if length == 0 and not any(block[position:]):
             break  # zeros up to the first pixel
         if length < 8 or position + length > len(block):
-            msg = f"{name} has a damaged header extension."
+            msg = f"{mention(name)} has a damaged header extension."
             raise InputRefused(msg, "Export it again.")
         found.append(nib.nifti1.Nifti1Extension(code, block[position + 8 : position + length]))
         position += length
@@ -320,19 +320,19 @@ def _extensions(stream: ForwardStream, order: str, size: int, name: str) -> list
 def _shape(raw: RawHeader, name: str) -> tuple[int, ...]:
     dim = [int(n) for n in raw["dim"]]
     if not 1 <= dim[0] <= 7:
-        msg = f"{name} claims an impossible number of axes."
+        msg = f"{mention(name)} claims an impossible number of axes."
         raise InputRefused(msg, "The header is damaged; export it again.")
     shape = dim[1 : dim[0] + 1]
     if min(shape) < 1:
-        msg = f"{name} has an axis without voxels."
+        msg = f"{mention(name)} has an axis without voxels."
         raise InputRefused(msg, "Surfaces and empty images cannot be upscaled.")
     if max([1, *shape[4:]]) > 1:
-        msg = f"{name} holds several values per voxel (a vector or tensor field), which cannot be upscaled."
+        msg = f"{mention(name)} holds several values per voxel (a vector or tensor field), which cannot be upscaled."
         raise InputRefused(msg, "Give one image per value.")
     while len(shape) > 4:
         shape.pop()
     if len(shape) < 2:
-        msg = f"{name} has one axis only and is no image."
+        msg = f"{mention(name)} has one axis only and is no image."
         raise InputRefused(msg)
     return tuple(shape)
 
@@ -343,14 +343,14 @@ def _voxel_type(raw: RawHeader, name: str) -> tuple[np.dtype[Any], int]:
         letters, channels = VOXEL_TYPES[code]
         return np.dtype(letters).newbyteorder(raw.endianness), channels
     what = "complex numbers" if code in COMPLEX_TYPES else "a data type that cannot be upscaled"
-    msg = f"{name} holds {what}."
+    msg = f"{mention(name)} holds {what}."
     raise InputRefused(msg, "Convert it to integers or 32-bit floating point first.")
 
 
 def _refuse_odd_scaling(raw: RawHeader, name: str) -> None:
     slope, intercept = scaling(raw)
     if not np.isfinite(slope) or (slope != 0 and not np.isfinite(intercept)):
-        msg = f"{name} scales its values by something that is not a number (scl_slope or scl_inter)."
+        msg = f"{mention(name)} scales its values by something that is not a number (scl_slope or scl_inter)."
         raise InputRefused(msg, "Set scl_slope to 1 and scl_inter to 0 if the stored values are what is meant.")
 
 
@@ -380,7 +380,7 @@ def _affine_mm(raw: RawHeader, kind: Kind, shape: tuple[int, ...], name: str, wa
             warnings.append("The SPM origin is kept to the nearest voxel only, which is all that Analyze can hold.")
     affine = None if affine is None else _completed(affine, lengths)
     if affine is None or not is_usable(affine):
-        msg = f"{name} has a damaged orientation: its matrix is singular or not a number."
+        msg = f"{mention(name)} has a damaged orientation: its matrix is singular or not a number."
         raise InputRefused(msg, "Correct sform and qform, or set their codes to 0.")
     if has_sform and has_qform:
         _compare_forms(affine, None if qform is None else _completed(qform, lengths), lengths, warnings)
@@ -401,7 +401,7 @@ def _refuse_odd_spacing(raw: RawHeader, lengths: tuple[int, ...], name: str) -> 
     spacing = np.asarray(raw["pixdim"][1:4], np.float64)
     for axis, length in enumerate(lengths):
         if length > 1 and not (np.isfinite(spacing[axis]) and spacing[axis] > 0):
-            msg = f"{name} has a voxel spacing that is zero, negative or not a number."
+            msg = f"{mention(name)} has a voxel spacing that is zero, negative or not a number."
             raise InputRefused(msg, "Correct pixdim; without it nobody knows how large a voxel is.")
 
 

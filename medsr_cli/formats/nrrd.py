@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from medsr_cli.errors import ArgumentsError, InputRefused
+from medsr_cli.errors import ArgumentsError, InputRefused, mention
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.formats.boundary import refusing
 from medsr_cli.formats.compression import Encoding, decoded, encoding_into
@@ -219,7 +219,7 @@ def open_writer(
         RunError: writing failed.
     """
     if target.suffix.lower() == ".nhdr":
-        msg = f"{target.name} would be two files, which cannot appear at once."
+        msg = f"{mention(target.name)} would be two files, which cannot appear at once."
         raise ArgumentsError(msg, "Name the output .nrrd: header and data in one file.")
     origin = source if isinstance(source, NrrdReader) else None
     grid = output_grid(result, keep_axes=origin is not None)
@@ -251,18 +251,18 @@ def read_header(path: Path) -> NrrdHeader:
     with path.open("rb") as file:
         header = NrrdHeader(_line(file, path))
         if not re.fullmatch(r"NRRD000[1-9]", header.magic):
-            msg = f"{path.name} is not an NRRD file."
+            msg = f"{mention(path.name)} is not an NRRD file."
             raise InputRefused(msg)
         while line := _line(file, path):
             _take_line(header, line, path)
         header.data_offset = file.tell()
     for name in ("type", "dimension", "sizes", "encoding"):
         if name not in header.fields:
-            msg = f"{path.name} has no {name} in its NRRD header."
+            msg = f"{mention(path.name)} has no {name} in its NRRD header."
             raise InputRefused(msg)
     sizes = header.sizes
     if len(sizes) != int(header.fields["dimension"]) or min(sizes, default=0) < 1:
-        msg = f"{path.name} has sizes in its NRRD header that contradict its dimension."
+        msg = f"{mention(path.name)} has sizes in its NRRD header that contradict its dimension."
         raise InputRefused(msg)
     return header
 
@@ -270,7 +270,7 @@ def read_header(path: Path) -> NrrdHeader:
 def _line(file: BinaryIO, path: Path) -> str:
     line = file.readline(HEADER_BYTES)
     if file.tell() > HEADER_BYTES or len(line) == HEADER_BYTES:
-        msg = f"{path.name} has an NRRD header without an end."
+        msg = f"{mention(path.name)} has an NRRD header without an end."
         raise InputRefused(msg)
     return line.decode("latin-1").rstrip("\r\n")
 
@@ -286,14 +286,14 @@ def _take_line(header: NrrdHeader, line: str, path: Path) -> None:
         name = line[:plain].strip().lower()
         header.fields[_ALIASES.get(name, name)] = line[plain + 2 :].strip()
     elif not line.endswith(":"):  # a field without a value says nothing
-        msg = f"{path.name} has a line in its NRRD header that is no field."
+        msg = f"{mention(path.name)} has a line in its NRRD header that is no field."
         raise InputRefused(msg)
 
 
 def _encoding(header: NrrdHeader, path: Path) -> Encoding:
     encoding = _ENCODINGS.get(header.fields["encoding"].lower())
     if encoding is None:
-        msg = f"{path.name} holds its voxels as text, which is not read."
+        msg = f"{mention(path.name)} holds its voxels as text, which is not read."
         raise InputRefused(msg, "Save it with raw or gzip encoding.")
     return encoding
 
@@ -302,7 +302,7 @@ def _dtype(header: NrrdHeader, path: Path) -> np.dtype[Any]:
     code = _CODES.get(" ".join(header.fields["type"].lower().split()))
     endian = header.fields.get("endian", "").lower()
     if code is None or (code[1] != "1" and endian not in ("little", "big")):
-        msg = f"{path.name} has a type of voxels, or an order of their bytes, that is not read."
+        msg = f"{mention(path.name)} has a type of voxels, or an order of their bytes, that is not read."
         raise InputRefused(msg)
     return np.dtype((">" if endian == "big" else "<") + code)
 
@@ -311,13 +311,13 @@ def _data_place(header: NrrdHeader, path: Path) -> tuple[Path, int]:
     """The file that holds the voxels, and where in it they (or the lines to be skipped) begin."""
     skips = int(header.fields.get("line skip", "0")), int(header.fields.get("byte skip", "0"))
     if skips[0] < 0 or skips[1] < -1 or (skips[1] == -1 and _encoding(header, path) != "raw"):
-        msg = f"{path.name} skips a number of lines or bytes that cannot be."
+        msg = f"{mention(path.name)} skips a number of lines or bytes that cannot be."
         raise InputRefused(msg)
     name = header.fields.get("data file")
     if name is None:
         return path, header.data_offset
     if name.split()[0] == "LIST" or "%" in name:
-        msg = f"{path.name} spreads its voxels over several files, which is not read."
+        msg = f"{mention(path.name)} spreads its voxels over several files, which is not read."
         raise InputRefused(msg, "Save it as one .nrrd file.")
     return beside(path, name), 0
 
@@ -340,14 +340,14 @@ def _axes(header: NrrdHeader, path: Path) -> _Axes:
     channel = 0 if 0 in others else None
     volume = n - 1 if n - 1 in others else None
     if len(spatial) not in (2, 3) or len(others) > (channel is not None) + (volume is not None):
-        msg = f"{path.name} is not a picture, a volume or a series of volumes."
+        msg = f"{mention(path.name)} is not a picture, a volume or a series of volumes."
         raise InputRefused(msg)
     if channel is not None and (
         _CODES.get(header.fields["type"].lower()) not in ("u1", "u2")
         or header.sizes[0] not in (3, 4)
         or (kinds and kinds[0] not in _COLOUR_KINDS)
     ):
-        msg = f"{path.name} holds {header.sizes[0]} components per voxel that are not colours."
+        msg = f"{mention(path.name)} holds {header.sizes[0]} components per voxel that are not colours."
         raise InputRefused(msg, "Split it into single volumes.")
     return _Axes(tuple(spatial), channel, volume)
 
@@ -376,7 +376,7 @@ def _affine(header: NrrdHeader, axes: _Axes, path: Path) -> Affine | None:
     if not vectors:
         return None
     if len({len(vector) for vector in vectors}) != 1 or len(vectors[0]) not in (2, 3):
-        msg = f"{path.name} has space directions of the wrong length."
+        msg = f"{mention(path.name)} has space directions of the wrong length."
         raise InputRefused(msg)
     matrix = np.eye(4)
     matrix[: len(vectors[0]), : len(vectors)] = np.transpose(vectors)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
-from medsr_cli.errors import ArgumentsError, InputRefused, RunError
+from medsr_cli.errors import ArgumentsError, InputRefused, RunError, mention
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.formats.boundary import refusing
 from medsr_cli.formats.contract import Derivation, Pixels, Reader, ReadOptions, Writer
@@ -184,7 +184,7 @@ def _mode_to_write(target: Path, name: str, result: Volume) -> str:
     mode = _WRITTEN[name].get((result.dtype.str[1:], result.channels))
     if mode is None:
         kind = {1: "grey", 2: "grey with alpha", 3: "colour", 4: "colour with alpha"}.get(result.channels, "vector")
-        msg = f"{target.name} cannot hold {kind} values of type {result.dtype}."
+        msg = f"{mention(target.name)} cannot hold {kind} values of type {result.dtype}."
         raise ArgumentsError(msg, "Name the output .nii.gz, .png or .tif, whichever keeps the type.")
     return mode
 
@@ -199,14 +199,14 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             with Image.open(path, formats=list(_PILLOW_NAMES.values())) as image:
                 yield image
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            msg = f"{path.name} claims more pixels than a picture may have."
+            msg = f"{mention(path.name)} claims more pixels than a picture may have."
             raise InputRefused(msg, "Cut it into parts.") from error
 
 
 def _pages(image: Image.Image, name: str, path: Path) -> int:
     pages = int(getattr(image, "n_frames", 1))
     if pages > 1 and name == "png":
-        msg = f"{path.name} is an animation, whose frames are differences rather than pictures."
+        msg = f"{mention(path.name)} is an animation, whose frames are differences rather than pictures."
         raise InputRefused(msg, "Save its frames as separate files.")
     return pages if name == "tiff" else 1
 
@@ -217,7 +217,7 @@ def _check_pages(image: Image.Image, pages: int, path: Path) -> None:
     for page in range(1, pages):
         image.seek(page)
         if (image.size, image.mode, _sample_layout(image)) != first:
-            msg = f"{path.name} has pages of different sizes or types."
+            msg = f"{mention(path.name)} has pages of different sizes or types."
             raise InputRefused(msg, "Save the pages that belong together as a file of their own.")
     image.seek(0)
 
@@ -233,10 +233,10 @@ def _sample_layout(image: Image.Image) -> tuple[Any, Any, Any]:
 def _kind(image: Image.Image, name: str, path: Path) -> _Kind:
     mode = image.mode
     if mode == "1":
-        msg = f"{path.name} has only black and white, so that there are no grey levels to enlarge."
+        msg = f"{mention(path.name)} has only black and white, so that there are no grey levels to enlarge."
         raise InputRefused(msg, "Convert it to grey first, if it is to be enlarged all the same.")
     if mode in ("CMYK", "YCbCr", "LAB", "HSV", "PA"):
-        msg = f"{path.name} holds {mode} values, made for print rather than measured."
+        msg = f"{mention(path.name)} holds {mode} values, made for print rather than measured."
         raise InputRefused(msg, "Convert it to RGB first.")
     if name == "png":
         return _png_kind(image, path)
@@ -252,7 +252,7 @@ def _plain_kind(image: Image.Image, path: Path, *notes: str) -> _Kind:
         note = "Colours from a palette become RGB values in the result."
         return _Kind(("RGB", "RGBA")[channels - 3], np.dtype("u1"), channels, transparent, warnings=(*notes, note))
     if image.mode not in _MODES:
-        msg = f"{path.name} holds {image.mode} values, which are not read."
+        msg = f"{mention(path.name)} holds {image.mode} values, which are not read."
         raise InputRefused(msg, "Convert it to grey or RGB first.")
     if transparent:
         notes = (*notes, "A value marked as transparent is an ordinary value in the result.")
@@ -267,7 +267,7 @@ def _png_kind(image: Image.Image, path: Path) -> _Kind:
         channels = 3 if colour == 2 else 4
         return _Kind("itk", np.dtype("u2"), channels, colour == 6)
     if depth == 16 and colour == 4:
-        msg = f"{path.name} holds grey values of 16 bits with alpha, which cannot be read without loss."
+        msg = f"{mention(path.name)} holds grey values of 16 bits with alpha, which cannot be read without loss."
         raise InputRefused(msg, "Save it as 16-bit grey without alpha.")
     if depth < 8 and colour == 0:
         return _plain_kind(image, path, f"Grey values of {depth} bits become 8 bits in the result.")
@@ -278,13 +278,13 @@ def _tiff_kind(image: Image.Image, path: Path) -> _Kind:
     bits, sample_format, photometric = _sample_layout(image)
     depth = max(bits)
     if image.mode in ("RGB", "RGBA", "LA", "P") and depth > 8:
-        msg = f"{path.name} holds colours of {depth} bits, which cannot be read without loss."
+        msg = f"{mention(path.name)} holds colours of {depth} bits, which cannot be read without loss."
         raise InputRefused(msg, "Save it as 16-bit PNG.")
     if depth > 8 and photometric == 0:
-        msg = f"{path.name} stores white as 0 in {depth} bits, which cannot be kept."
+        msg = f"{mention(path.name)} stores white as 0 in {depth} bits, which cannot be kept."
         raise InputRefused(msg, "Save it with black as 0.")
     if image.mode == "I" and depth == 32 and sample_format[0] != 2:
-        msg = f"{path.name} holds unsigned values of 32 bits, which are not read."
+        msg = f"{mention(path.name)} holds unsigned values of 32 bits, which are not read."
         raise InputRefused(msg, "Save it as float32.")
     if image.mode == "I" and depth == 16:
         return _Kind("I", np.dtype("i2"), 1, False)
@@ -519,5 +519,5 @@ def _check_copy(temporary: Path, name: str, result: Volume, target: Path) -> Non
         ok = False
     wanted = (name, result.rows, result.columns, result.channels, result.dtype)
     if not ok or (found.format, found.rows, found.columns, found.channels, found.dtype) != wanted:
-        msg = f"{target.name} could not be read back as it was written, and was discarded."
+        msg = f"{mention(target.name)} could not be read back as it was written, and was discarded."
         raise RunError(msg, "Check the disk, and run it again.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from medsr_cli.errors import ArgumentsError, RunError
+from medsr_cli.errors import ArgumentsError, RunError, mention
 from medsr_cli.formats.contract import Pixels, Reader
 from medsr_cli.volume.volume import Volume
 
@@ -80,7 +80,7 @@ def cropped(reader: Reader, region: Region) -> Reader:
     whole = reader.volume
     if not region.fits(whole):
         msg = (
-            f"The region {region} (x,y,w,h) is not within {reader.path.name}, "
+            f"The region {region} (x,y,w,h) is not within {mention(reader.path.name)}, "
             f"whose slices have {whole.columns} columns and {whole.rows} rows."
         )
         raise ArgumentsError(msg, "Choose it within the slice; columns and rows count from 0.")

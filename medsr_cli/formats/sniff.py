@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from medsr_cli.errors import InputRefused
+from medsr_cli.errors import InputRefused, mention
 from medsr_cli.formats.contract import Format
 
 HEAD_BYTES = 4096
@@ -105,7 +105,7 @@ def sniff(path: Path) -> FormatEntry:
     """
     if path.is_dir():
         if not _has_a_file(path):
-            msg = f"{path.name} is a folder without files."
+            msg = f"{mention(path.name)} is a folder without files."
             raise InputRefused(msg)
         return BY_NAME["dicom"]
     head = _head(path)
@@ -118,9 +118,9 @@ def sniff(path: Path) -> FormatEntry:
     if by_name is not None and split_suffix(path.name)[1].lower() in by_name.data_suffixes:
         return by_name  # plain voxels: the header beside them says what they are
     if by_name is not None and by_name.name != "dicom":
-        msg = f"{path.name} is not {by_name.title} inside, whatever its name says."
+        msg = f"{mention(path.name)} is not {by_name.title} inside, whatever its name says."
         raise InputRefused(msg, "Export it again, or give it the name of what it is.")
-    msg = f"{path.name} is not an image of a kind that is read here."
+    msg = f"{mention(path.name)} is not an image of a kind that is read here."
     raise InputRefused(msg, f"What is read: {', '.join(entry.title for entry in FORMATS)}.")
 
 
@@ -129,13 +129,13 @@ def _head(path: Path) -> bytes:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except FileNotFoundError as error:
-        msg = f"{path} does not exist."
+        msg = f"{mention(path)} does not exist."
         raise InputRefused(msg) from error
     except OSError as error:
-        msg = f"{path.name} cannot be read: {error.strerror or type(error).__name__}."
+        msg = f"{mention(path.name)} cannot be read: {error.strerror or type(error).__name__}."
         raise InputRefused(msg) from error
     if not head:
-        msg = f"{path.name} is empty."
+        msg = f"{mention(path.name)} is empty."
         raise InputRefused(msg)
     return head
 
@@ -227,7 +227,7 @@ def _in_gzip(head: bytes, by_name: FormatEntry | None) -> str | None:
 def _refuse_known(head: bytes, path: Path) -> None:
     for magic, says in _REFUSED.items():
         if head.startswith(magic):
-            msg = f"{path.name} {says}."
+            msg = f"{mention(path.name)} {says}."
             raise InputRefused(msg, "Save it as PNG or TIFF.")
 
 
@@ -239,7 +239,7 @@ def _refuse_data_file(path: Path) -> None:
     for suffix in _HEADERS_OF_RAW:
         header = path.with_name(stem + suffix)
         if header.exists():
-            msg = f"{path.name} holds the voxels of {header.name}."
-            raise InputRefused(msg, f"Open {header.name} instead.")
-    msg = f"{path.name} holds plain voxels without a header."
+            msg = f"{mention(path.name)} holds the voxels of {mention(header.name)}."
+            raise InputRefused(msg, f"Open {mention(header.name)} instead.")
+    msg = f"{mention(path.name)} holds plain voxels without a header."
     raise InputRefused(msg, "Open the .mhd or .nhdr file that describes them.")

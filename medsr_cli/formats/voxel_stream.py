@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr_cli.errors import InputRefused, RunError
+from medsr_cli.errors import InputRefused, RunError, mention
 from medsr_cli.formats.boundary import refusing
 from medsr_cli.formats.contract import Pixels, Reader
 from medsr_cli.formats.limits import Limits
@@ -101,10 +101,10 @@ class VoxelOrder:
         rows, columns = self.plane_shape
         limits.check_size(path, rows, columns, self.slices, self.channels * self.dtype.itemsize)
         if not compressed and available < self.total_bytes:
-            msg = f"{path.name} is cut short: it has fewer voxels than its header says."
+            msg = f"{mention(path.name)} is cut short: it has fewer voxels than its header says."
             raise InputRefused(msg)
         if compressed and self.total_bytes > limits.expansion_floor_bytes + limits.expansion * available:
-            msg = f"{path.name} claims to expand to more than {limits.expansion} times its size."
+            msg = f"{mention(path.name)} claims to expand to more than {limits.expansion} times its size."
             raise InputRefused(msg)
 
 
@@ -182,7 +182,7 @@ def chosen_slice_axis(
         msg = f"There is no slice axis {axis}."
         raise InputRefused(msg, "Give auto, axial, sagittal, coronal, 0, 1 or 2.")
     if affine is None:
-        msg = f"{path.name} does not say how it lies in the patient."
+        msg = f"{mention(path.name)} does not say how it lies in the patient."
         raise InputRefused(msg, "Give --axis 0, 1 or 2 in place of a plane.")
     return slice_axis_of_plane(affine, axis)  # type: ignore[arg-type]  # checked above
 
@@ -194,7 +194,7 @@ def usable_affine(affine: Affine, path: Path) -> Affine:
         InputRefused: it is not finite, or maps the array to a plane or a point.
     """
     if not is_usable(affine):
-        msg = f"{path.name} has directions or spacings that do not span a volume."
+        msg = f"{mention(path.name)} has directions or spacings that do not span a volume."
         raise InputRefused(msg, "Correct its header first.")
     return affine
 
@@ -210,7 +210,7 @@ def read_exactly(source: ByteSource, size: int, path: Path) -> bytes:
     while missing:
         part = source.read(missing)
         if not part:
-            msg = f"{path.name} is cut short: it has fewer voxels than its header says."
+            msg = f"{mention(path.name)} is cut short: it has fewer voxels than its header says."
             raise InputRefused(msg)
         parts.append(part)
         missing -= len(part)
@@ -281,7 +281,7 @@ def check_copy(copy: Reader, order: VoxelOrder, target: Path) -> None:
     volume = copy.volume
     found = (volume.columns, volume.rows, volume.channels, volume.dtype)
     if not ok or found != (*order.shape[:2], order.channels, order.dtype.newbyteorder("=")):
-        msg = f"{target.name} could not be read back as it was written, and was discarded."
+        msg = f"{mention(target.name)} could not be read back as it was written, and was discarded."
         raise RunError(msg, "Check the disk, and run it again.")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsr_cli.errors import WeightsError
+from medsr_cli.errors import WeightsError, mention
 from medsr_cli.networks import checkpoint
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def read_published_checkpoint(path: str | PathLike[str], harmless: Sequence[Any]
                 # Ends at the size that was checked, and fails on another checksum.
                 return checkpoint.read_author_checkpoint(archive.extract(member, folder), harmless)
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError, ValueError) as error:
-        msg = f"{path.name} is not a readable archive ({str(error)[:120].rstrip('.')})."
+        msg = f"{mention(path.name)} is not a readable archive ({str(error)[:120].rstrip('.')})."
         raise WeightsError(msg, "Fetch it again.") from error
 
 
@@ -54,9 +54,9 @@ def _packed_member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo | Non
     packed = [info for info in members if info.filename.endswith(SUFFIXES)]
     packed = [info for info in packed if not Path(info.filename).name.startswith("._")]
     if len(packed) != 1:
-        msg = f"{name} is an archive with {len(packed)} checkpoints in it; one is needed."
+        msg = f"{mention(name)} is an archive with {len(packed)} checkpoints in it; one is needed."
         raise WeightsError(msg, "Unpack it and name the checkpoint itself.")
     if packed[0].file_size > checkpoint.MAX_FILE_BYTES:
-        msg = f"{name} unpacks to {packed[0].file_size} bytes; no network here has so many."
+        msg = f"{mention(name)} unpacks to {packed[0].file_size} bytes; no network here has so many."
         raise WeightsError(msg, "Check that it is the right file.")
     return packed[0]

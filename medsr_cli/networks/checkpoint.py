@@ -34,7 +34,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors_torch
 
-from medsr_cli.errors import WeightsError
+from medsr_cli.errors import WeightsError, mention
 from medsr_cli.networks import catalogue
 
 if TYPE_CHECKING:
@@ -70,7 +70,10 @@ def load_network(path: str | PathLike[str]) -> nn.Module:
     if "medsr.method" not in metadata:
         return network_from_state(state, detect_method(state, name), name=name)
     if metadata.get("medsr.format") != FORMAT:
-        msg = f"{name} is of checkpoint format {metadata.get('medsr.format')!r}; this medsr reads format {FORMAT}."
+        msg = (
+            f"{mention(name)} is of checkpoint format {metadata.get('medsr.format')!r}; this "
+            f"medsr reads format {FORMAT}."
+        )
         raise WeightsError(msg, "Install the medsr that wrote it, or convert it again with medsr weights import.")
     arch = network_entry(metadata["medsr.method"], name)
     config = _config_from_json(arch, metadata.get("medsr.config", ""), name)
@@ -90,7 +93,7 @@ def read_safetensors(path: str | PathLike[str]) -> tuple[dict[str, Tensor], dict
             metadata = dict(file.metadata() or {})
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- not a dict, not iterable
     except (SafetensorError, OSError, ValueError) as error:
-        msg = f"{path.name} is not a readable safetensors file ({_first_line(error)})."
+        msg = f"{mention(path.name)} is not a readable safetensors file ({_first_line(error)})."
         remedy = "Fetch it again, or convert a .pt checkpoint with medsr weights import."
         raise WeightsError(msg, remedy) from error
     return state, metadata
@@ -108,7 +111,7 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
         with safe_open(path, framework="pt", device="cpu") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
-        msg = f"{path.name} is not a readable safetensors file ({_first_line(error)})."
+        msg = f"{mention(path.name)} is not a readable safetensors file ({_first_line(error)})."
         raise WeightsError(msg, "Fetch it again.") from error
 
 
@@ -144,7 +147,7 @@ def detect_method(state: Mapping[str, Tensor], name: str = "the file") -> Arch:
     fitting = catalogue.detect(state)
     if not fitting:
         networks = ", ".join(arch.id for arch in catalogue.CATALOGUE if arch.keys)
-        msg = f"{name} holds no network that medsr knows."
+        msg = f"{mention(name)} holds no network that medsr knows."
         raise WeightsError(msg, f"It knows checkpoints of: {networks}.")
     return fitting[0]
 
@@ -159,7 +162,7 @@ def network_entry(method: str, name: str = "the file") -> Arch:
         if arch.id == method and arch.module:
             return arch
     networks = ", ".join(arch.id for arch in catalogue.CATALOGUE if arch.module)
-    msg = f"{name} is for the method {method!r}, which this medsr has no network for."
+    msg = f"{mention(name)} is for the method {method!r}, which this medsr has no network for."
     raise WeightsError(msg, f"It has: {networks}.")
 
 
@@ -253,10 +256,10 @@ def rehearse(network: nn.Module, name: str = "the file") -> None:
         with torch.inference_mode():
             out = network(*module.example_inputs(network.config))
     except (RuntimeError, ValueError) as error:
-        msg = f"{name} fits no working network ({_first_line(error)})."
+        msg = f"{mention(name)} fits no working network ({_first_line(error)})."
         raise WeightsError(msg, "Check that it is a finished checkpoint of this method.") from error
     if not bool(torch.isfinite(out).all()):
-        msg = f"{name} makes a network that returns NaN or infinity for an empty image."
+        msg = f"{mention(name)} makes a network that returns NaN or infinity for an empty image."
         raise WeightsError(msg, "Use another checkpoint; this one did not train.")
 
 
@@ -264,10 +267,10 @@ def _refuse_size(path: Path) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
-        msg = f"{path} cannot be read ({error.strerror})."
+        msg = f"{mention(path)} cannot be read ({error.strerror})."
         raise WeightsError(msg, "Check the path.") from error
     if size > MAX_FILE_BYTES:
-        msg = f"{path.name} has {size} bytes; no network here has more than {MAX_FILE_BYTES}."
+        msg = f"{mention(path.name)} has {size} bytes; no network here has more than {MAX_FILE_BYTES}."
         raise WeightsError(msg, "Check that it is the right file.")
 
 
@@ -275,7 +278,7 @@ def _unpickle(path: Path, harmless: Sequence[Any]) -> object:
     with path.open("rb") as file:
         start = file.read(2)
     if start != b"PK" and start[:1] != b"\x80":  # neither an archive nor a pickle: a web page, say
-        msg = f"{path.name} is not a readable PyTorch checkpoint (it begins with {start!r})."
+        msg = f"{mention(path.name)} is not a readable PyTorch checkpoint (it begins with {start!r})."
         raise WeightsError(msg, "Fetch it again.")
     _refuse_inflation(path)
     try:
@@ -283,11 +286,11 @@ def _unpickle(path: Path, harmless: Sequence[Any]) -> object:
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(harmless)):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        msg = f"{path.name} holds Python objects or code beside tensors and was not opened."
+        msg = f"{mention(path.name)} holds Python objects or code beside tensors and was not opened."
         remedy = "Ask its author for the state_dict alone (torch.save(model.state_dict(), FILE)) or safetensors."
         raise WeightsError(msg, remedy) from error
     except Exception as error:  # whatever a damaged pickle or archive makes PyTorch raise
-        msg = f"{path.name} is not a readable PyTorch checkpoint ({_first_line(error)})."
+        msg = f"{mention(path.name)} is not a readable PyTorch checkpoint ({_first_line(error)})."
         raise WeightsError(msg, "Fetch it again.") from error
 
 
@@ -299,40 +302,40 @@ def _refuse_inflation(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             total = sum(member.file_size for member in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        msg = f"{path.name} is not a readable PyTorch checkpoint ({_first_line(error)})."
+        msg = f"{mention(path.name)} is not a readable PyTorch checkpoint ({_first_line(error)})."
         raise WeightsError(msg, "Fetch it again.") from error
     if total > MAX_FILE_BYTES:
-        msg = f"{path.name} unpacks to {total} bytes; no network here has more than {MAX_FILE_BYTES}."
+        msg = f"{mention(path.name)} unpacks to {total} bytes; no network here has more than {MAX_FILE_BYTES}."
         raise WeightsError(msg, "Check that it is the right file.")
 
 
 def _find_tensors(loaded: object, name: str) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping):
-        msg = f"{name} holds a {type(loaded).__name__}, not a dictionary of tensors."
+        msg = f"{mention(name)} holds a {type(loaded).__name__}, not a dictionary of tensors."
         raise WeightsError(msg, "Save the network's state_dict.")
     found: Mapping[Any, Any] = loaded
     if found and not any(isinstance(value, torch.Tensor) for value in found.values()):
         wrapped = [found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)]
         if not wrapped:
-            msg = f"{name} holds no tensors under {', '.join(WRAPPERS)}, nor directly."
+            msg = f"{mention(name)} holds no tensors under {', '.join(WRAPPERS)}, nor directly."
             raise WeightsError(msg, "Save the network's state_dict.")
         found = wrapped[0]
     total = 0
     for key, value in found.items():
         if not (isinstance(key, str) and isinstance(value, torch.Tensor)):
-            msg = f"{name} holds a {type(value).__name__} under {str(key)[:80]!r} where a tensor was expected."
+            msg = f"{mention(name)} holds a {type(value).__name__} under {str(key)[:80]!r} where a tensor was expected."
             raise WeightsError(msg, "Save the network's state_dict.")
         # By elements, not by storage: a tensor of stride 0 claims any size for a few bytes.
         total += value.numel() * value.element_size()
     if total > MAX_FILE_BYTES:
-        msg = f"{name} claims {total} bytes of tensors; no network here has more than {MAX_FILE_BYTES}."
+        msg = f"{mention(name)} claims {total} bytes of tensors; no network here has more than {MAX_FILE_BYTES}."
         raise WeightsError(msg, "Check that it is the right file.")
     return dict(found)
 
 
 def _bare_names(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     if not state:
-        msg = f"{name} holds no tensors."
+        msg = f"{mention(name)} holds no tensors."
         raise WeightsError(msg, "Save the network's state_dict.")
     if all(key.startswith(PARALLEL_PREFIX) for key in state):
         return {key.removeprefix(PARALLEL_PREFIX): value for key, value in state.items()}
@@ -342,12 +345,12 @@ def _bare_names(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 def _refuse_names(state: Mapping[str, Tensor], name: str) -> None:
     """Bound what the names can ask for, before they say how many blocks to build."""
     if len(state) > MAX_TENSORS:
-        msg = f"{name} holds {len(state)} tensors; no network here has more than {MAX_TENSORS}."
+        msg = f"{mention(name)} holds {len(state)} tensors; no network here has more than {MAX_TENSORS}."
         raise WeightsError(msg, "Check that it is the right file.")
     for key in state:
         for part in key.split("."):
             if part.isdigit() and (len(part) > len(str(MAX_BLOCK_INDEX)) or int(part) > MAX_BLOCK_INDEX):
-                msg = f"{name} names a tensor {key[:120]!r}, of a block beyond {MAX_BLOCK_INDEX}."
+                msg = f"{mention(name)} names a tensor {key[:120]!r}, of a block beyond {MAX_BLOCK_INDEX}."
                 raise WeightsError(msg, "Check that it is the right file.")
 
 
@@ -357,10 +360,10 @@ def _infer_config(module: ModuleType, arch: Arch, state: Mapping[str, Tensor], n
     except WeightsError as error:
         others = [other.id for other in catalogue.detect(state) if other.id != arch.id]
         looks = f"It looks like {others[0]}." if others else "Check that it is a checkpoint of this method."
-        msg = f"{name} is not {arch.id}: {error.sentence}"
+        msg = f"{mention(name)} is not {arch.id}: {error.sentence}"
         raise WeightsError(msg, looks) from error
     except (ArithmeticError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        msg = f"{name} has tensors of the names of {arch.id} but not of its shapes ({_first_line(error)})."
+        msg = f"{mention(name)} has tensors of the names of {arch.id} but not of its shapes ({_first_line(error)})."
         raise WeightsError(msg, "Check that it is a checkpoint of this method.") from error
 
 
@@ -370,23 +373,26 @@ def _config_from_json(arch: Arch, text: str, name: str) -> object:
     try:
         given = json.loads(text)
     except ValueError as error:
-        msg = f"{name} carries a configuration that is not JSON."
+        msg = f"{mention(name)} carries a configuration that is not JSON."
         raise WeightsError(msg, "Convert the checkpoint again with medsr weights import.") from error
     kinds = {item.name: type(getattr(config_class(), item.name)) for item in dataclasses.fields(config_class)}
     wrong = set(kinds) ^ set(given) if isinstance(given, dict) else set(kinds)
     if wrong:
-        msg = f"{name} carries a configuration whose fields are not those of {arch.id}: {min(wrong)[:80]}."
+        msg = f"{mention(name)} carries a configuration whose fields are not those of {arch.id}: {min(wrong)[:80]}."
         raise WeightsError(msg, "Convert the checkpoint again with medsr weights import.")
     for key, kind in kinds.items():
         value = given[key]
         exact = type(value) is kind or (kind is float and type(value) is int)
         if not exact:
-            msg = f"{name} carries {key} = {str(value)[:40]!r} in its configuration, which must be a {kind.__name__}."
+            msg = (
+                f"{mention(name)} carries {key} = {str(value)[:40]!r} in its configuration, "
+                f"which must be a {kind.__name__}."
+            )
             raise WeightsError(msg, "Convert the checkpoint again with medsr weights import.")
     try:
         return config_class(**given)
     except (ArithmeticError, ValueError) as error:
-        msg = f"{name} carries a configuration that {arch.id} cannot have ({_first_line(error)})."
+        msg = f"{mention(name)} carries a configuration that {arch.id} cannot have ({_first_line(error)})."
         raise WeightsError(msg, "Convert the checkpoint again with medsr weights import.") from error
 
 
@@ -394,7 +400,10 @@ def _refuse_other_config(arch: Arch, config: object, inferred: object, name: str
     for item in dataclasses.fields(config):  # type: ignore[arg-type] # every configuration is a dataclass
         declared, found = getattr(config, item.name), getattr(inferred, item.name)
         if item.name not in arch.loose_fields and declared != found:
-            msg = f"{name} declares {item.name} = {declared}, but its tensors are those of {item.name} = {found}."
+            msg = (
+                f"{mention(name)} declares {item.name} = {declared}, but its tensors are those "
+                f"of {item.name} = {found}."
+            )
             raise WeightsError(msg, "The file is damaged or mislabelled: fetch or convert it again.")
 
 
@@ -404,13 +413,13 @@ def _lay_out(module: ModuleType, arch: Arch, config: object, n_tensors: int, nam
     for repeat in arch.repeats:
         layers *= getattr(config, repeat)
     if not 0 < layers <= n_tensors:
-        msg = f"{name} has {n_tensors} tensors, too few for the {layers} layers that their names ask for."
+        msg = f"{mention(name)} has {n_tensors} tensors, too few for the {layers} layers that their names ask for."
         raise WeightsError(msg, "The file is incomplete: fetch it again.")
     try:
         with torch.device("meta"):
             network: nn.Module = getattr(module, arch.network)(config)
     except (ArithmeticError, RuntimeError, TypeError, ValueError, OverflowError) as error:
-        msg = f"{name} asks for a network that {arch.id} cannot be ({_first_line(error)})."
+        msg = f"{mention(name)} asks for a network that {arch.id} cannot be ({_first_line(error)})."
         raise WeightsError(msg, "Check that it is a checkpoint of this method.") from error
     return network
 
@@ -418,25 +427,25 @@ def _lay_out(module: ModuleType, arch: Arch, config: object, n_tensors: int, nam
 def _refuse_misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], arch: Arch, name: str) -> None:
     for key, tensor in wanted.items():
         if key not in state:
-            msg = f"{name} lacks the tensor {key} of {arch.id}."
+            msg = f"{mention(name)} lacks the tensor {key} of {arch.id}."
             raise WeightsError(msg, "The file is incomplete, or of another network.")
         if state[key].shape != tensor.shape:
             expected, found = tuple(tensor.shape), tuple(state[key].shape)
-            msg = f"{name} has the tensor {key} in shape {found}, where {arch.id} needs {expected}."
+            msg = f"{mention(name)} has the tensor {key} in shape {found}, where {arch.id} needs {expected}."
             raise WeightsError(msg, "The file is damaged, or of another network.")
     for key in state:
         if key not in wanted:
-            msg = f"{name} has a tensor {key[:120]!r} that {arch.id} does not have."
+            msg = f"{mention(name)} has a tensor {key[:120]!r} that {arch.id} does not have."
             raise WeightsError(msg, "It is of another network, or holds more than the network.")
 
 
 def _finite(key: str, value: Tensor, name: str) -> Tensor:
     if value.dtype not in FLOATS or value.is_sparse or value.is_quantized:
-        msg = f"{name} has the tensor {key} as {value.dtype}, which is not a plain floating-point type."
+        msg = f"{mention(name)} has the tensor {key} as {value.dtype}, which is not a plain floating-point type."
         raise WeightsError(msg, "Use the unquantised checkpoint.")
     value = value.to(torch.float32)
     if not bool(torch.isfinite(value).all()):
-        msg = f"{name} has NaN or infinity in the tensor {key}."
+        msg = f"{mention(name)} has NaN or infinity in the tensor {key}."
         raise WeightsError(msg, "The file is damaged or its training diverged; use another checkpoint.")
     return value
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsr_cli.errors import WeightsError
+from medsr_cli.errors import WeightsError, mention
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -83,16 +83,16 @@ def read_vocabulary(path: str | PathLike[str]) -> WordPiece:
     path = Path(path)
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            msg = f"{path.name} is too large for a vocabulary."
+            msg = f"{mention(path.name)} is too large for a vocabulary."
             raise WeightsError(msg, "Use the vocab.txt that belongs to the text encoder.")
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"The vocabulary {path} cannot be read as text."
+        msg = f"The vocabulary {mention(path)} cannot be read as text."
         raise WeightsError(msg, "Use the vocab.txt that belongs to the text encoder.") from error
     if lines and not lines[-1]:
         lines.pop()
     pieces = {line.removesuffix("\r"): i for i, line in enumerate(lines)}
     if len(pieces) != len(lines):
-        msg = f"{path.name} has a piece twice, so that numbers of pieces are not certain."
+        msg = f"{mention(path.name)} has a piece twice, so that numbers of pieces are not certain."
         raise WeightsError(msg, "Use the vocab.txt that belongs to the text encoder.")
     return WordPiece(pieces)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsr_cli import __version__, formats
-from medsr_cli.errors import ArgumentsError
+from medsr_cli.errors import ArgumentsError, mention
 from medsr_cli.evaluation.fsim import SMALLEST_SIDE as FSIM_SIDE
 from medsr_cli.evaluation.fsim import fsim
 from medsr_cli.evaluation.gmsd import gmsd
@@ -266,7 +266,7 @@ def _remarks(found: Comparison) -> list[str]:
     """What the walk through the slices brought up that figures do not tell."""
     request, sums = found.request, found.sums
     remarks = [
-        f"{path.name} has {seen.not_numbers} pixels that are no numbers; the figures are of the others."
+        f"{mention(path.name)} has {seen.not_numbers} pixels that are no numbers; the figures are of the others."
         for path, seen in zip((request.first, request.second), found.seen, strict=True)
         if seen.not_numbers
     ]
@@ -305,7 +305,7 @@ def _refuse_contradictions(request: CompareRequest) -> None:
             continue
         entry = formats.format_of_name(path)
         if entry is None or entry.name != "nifti":
-            msg = f"The map {path.name} is to be NIfTI."
+            msg = f"The map {mention(path.name)} is to be NIfTI."
             raise ArgumentsError(msg, "Give it the ending .nii.gz.")
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr_cli.errors import InputRefused
+from medsr_cli.errors import InputRefused, mention
 from medsr_cli.formats.contract import Pixels, Reader
 from medsr_cli.tasks.evaluation_inputs import filled
 from medsr_cli.tasks.maps import map_volume
@@ -63,17 +63,20 @@ def relation_of(first: Reader, second: Reader, *, resample: bool) -> Relation:
     """
     a, b = first.volume, second.volume
     if a.channels - a.alpha != b.channels - b.alpha:
-        msg = f"{first.path.name} has {a.channels} channels, {second.path.name} has {b.channels}."
+        msg = f"{mention(first.path.name)} has {a.channels} channels, {mention(second.path.name)} has {b.channels}."
         raise InputRefused(msg, "Compare images of one kind.")
     found = _aligned(a, b)
     if found is not None:
         return found
     differing = grid_differences(a, b)
     if not resample:
-        msg = f"{first.path.name} and {second.path.name} are not on one grid: {'; '.join(differing)}."
+        msg = f"{mention(first.path.name)} and {mention(second.path.name)} are not on one grid: {'; '.join(differing)}."
         raise InputRefused(msg, "--resample brings the second one onto the grid of the first by their positions.")
     if a.affine is None or b.affine is None or a.channels != 1:
-        msg = f"{first.path.name} and {second.path.name} cannot be laid over each other: {'; '.join(differing)}."
+        msg = (
+            f"{mention(first.path.name)} and {mention(second.path.name)} cannot be laid over "
+            f"each other: {'; '.join(differing)}."
+        )
         raise InputRefused(msg, "Only grey images that say where they lie are resampled.")
     return Relation("second resampled")
 
@@ -198,7 +201,7 @@ def seen_of(reader: Reader) -> Seen:
             ends = float(usable.min()) * slope + intercept, float(usable.max()) * slope + intercept
             low, high = min(low, *ends), max(high, *ends)
     if not low < high:
-        msg = f"{reader.path.name} has the same value everywhere: there is nothing to compare."
+        msg = f"{mention(reader.path.name)} has the same value everywhere: there is nothing to compare."
         raise InputRefused(msg)
     return Seen(low, high, odd)
 
@@ -243,7 +246,10 @@ def _resampled(first: Reader, second: Reader) -> Iterator[tuple[Unit, Mask]]:
         raise InputRefused(msg, "Take one time point out of each.")
     view = View(np.linalg.inv(own) @ target, grid, size)
     if view.coverage < LEAST_COVERAGE:
-        msg = f"{second.path.name} covers {view.coverage:.0%} of {first.path.name}: they show different places."
+        msg = (
+            f"{mention(second.path.name)} covers {view.coverage:.0%} of "
+            f"{mention(first.path.name)}: they show different places."
+        )
         raise InputRefused(msg, "Check that they are of one patient and in one frame of reference.")
     masks: list[Mask] = []
     placed = load(b, _noting(second, masks), own)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsr_cli.errors import ArgumentsError
+from medsr_cli.errors import ArgumentsError, mention
 from medsr_cli.evaluation.results import json_text
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.tasks.evaluation_outputs import refuse_outputs
@@ -28,7 +28,7 @@ def output_files(
     """
     if folder is not None:
         if folder.is_file():
-            msg = f"-o {folder} is a file."
+            msg = f"-o {mention(folder)} is a file."
             raise ArgumentsError(msg, "Name a folder, or use --report and --html for single files.")
         report, page = report or folder / REPORT, page or folder / PAGE
     refuse_outputs(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr_cli.errors import ArgumentsError, DeviceUnavailable, InputRefused, MedsrError, WeightsError
+from medsr_cli.errors import ArgumentsError, DeviceUnavailable, InputRefused, MedsrError, WeightsError, mention
 from medsr_cli.evaluation.results import BASELINE, LOWER_IS_BETTER, Results, Row, csv_text, json_text, plain
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.provenance.record import IN_PLANE, NOTICE, software
@@ -279,7 +279,10 @@ class Evaluator:
                 done += len(batch)
                 self.progress.slices(done, total)
             if run is None:
-                msg = f"No slice of {opened.name} is large enough and not constant without its border at x{scale:g}."
+                msg = (
+                    f"No slice of {mention(opened.name)} is large enough and not constant "
+                    f"without its border at x{scale:g}."
+                )
                 raise InputRefused(msg)
 
     def _engines(self, opened: Opened, pairs: Pairs) -> list[Running]:
@@ -288,7 +291,7 @@ class Evaluator:
         found = []
         for contender in self.contenders:
             if contender.shuffled and len(opened.usable) < 2:
-                self.warn(f"{opened.name} has one slice: there is no other guide to shuffle in.")
+                self.warn(f"{mention(opened.name)} has one slice: there is no other guide to shuffle in.")
                 continue
             running = self.stable.running(contender, pairs.factors, lows)
             refuse_size(running, pairs.low_size, pairs.size)
@@ -401,7 +404,7 @@ def output_files(
     """
     if folder is not None:
         if folder.is_file():
-            msg = f"-o {folder} is a file."
+            msg = f"-o {mention(folder)} is a file."
             raise ArgumentsError(msg, "Name a folder, or use --report, --csv and --html for single files.")
         report, table, page = report or folder / REPORT, table or folder / TABLE, page or folder / PAGE
     refuse_outputs({"--report": report, "--csv": table, "--html": page}, (data,), overwrite=overwrite)

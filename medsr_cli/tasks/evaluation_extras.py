@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsr_cli import formats
-from medsr_cli.errors import InputRefused, WeightsError
+from medsr_cli.errors import InputRefused, WeightsError, mention
 from medsr_cli.evaluation.results import Results, Row
 from medsr_cli.formats.contract import Reader, ReadOptions
 from medsr_cli.tasks.evaluation_inputs import Opened
@@ -129,7 +129,7 @@ class _Masks:
         mask = self.reader.volume
         if (mask.rows, mask.columns, mask.slices) != (volume.rows, volume.columns, volume.slices):
             msg = (
-                f"The mask {name} has {mask.slices} slices of {mask.rows} x {mask.columns}, the image "
+                f"The mask {mention(name)} has {mask.slices} slices of {mask.rows} x {mask.columns}, the image "
                 f"{volume.slices} of {volume.rows} x {volume.columns}."
             )
             raise InputRefused(msg, "Resample the mask to the image, or leave it out with --exclude.")
@@ -225,13 +225,13 @@ def segmentation_network(name: str, request: ModelRequest) -> SegUnet:
     path = Path(name)
     if not path.is_file():
         if path.suffix:
-            msg = f"There is no checkpoint {name}."
+            msg = f"There is no checkpoint {mention(name)}."
             raise WeightsError(msg, "Check the path given with --segmentation.")
         shelf = open_shelf()
         path = shelf.store.verified_path(shelf.manifest.entry(name), request.allow_unpinned)
     net = load_network(path)
     if not isinstance(net, SegUnet):
-        msg = f"{name} is no checkpoint of a segmentation network."
+        msg = f"{mention(name)} is no checkpoint of a segmentation network."
         raise WeightsError(msg, "Train one: medsr finetune DIR --task segmentation -o OUT.safetensors.")
     return net.to(find_device(request.device)).eval()
 

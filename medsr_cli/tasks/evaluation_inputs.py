@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medsr_cli import formats
-from medsr_cli.errors import InputRefused
+from medsr_cli.errors import InputRefused, mention
 from medsr_cli.formats.contract import Pixels, Reader, ReadOptions
 from medsr_cli.volume.intensity import IntensityRange, full_scale, usable_values
 
@@ -175,7 +175,7 @@ def open_target(found: Found, axis: str) -> Opened:
     reader = _opened(found, axis)
     volume = reader.volume
     if min(volume.rows, volume.columns) < SMALLEST_SIDE:
-        msg = f"{found.name} has slices of {volume.rows} x {volume.columns} pixels, too small to measure."
+        msg = f"{mention(found.name)} has slices of {volume.rows} x {volume.columns} pixels, too small to measure."
         raise InputRefused(msg, f"Images of at least {SMALLEST_SIDE} pixels a side are measured.")
     low, high, odd, padded, count = np.inf, -np.inf, 0, 0, 0
     usable: list[int] = []
@@ -192,10 +192,10 @@ def open_target(found: Found, axis: str) -> Opened:
         if len(distinct) < FEWEST_VALUES:
             distinct = np.union1d(distinct, values)
     if not usable:
-        msg = f"{found.name} has the same value everywhere in each slice."
+        msg = f"{mention(found.name)} has the same value everywhere in each slice."
         raise InputRefused(msg)
     if len(distinct) < FEWEST_VALUES:
-        msg = f"{found.name} has {len(distinct)} distinct values: it is a mask or a label map."
+        msg = f"{mention(found.name)} has {len(distinct)} distinct values: it is a mask or a label map."
         raise InputRefused(msg)
     return Opened(found.name, found.subject, reader, IntensityRange(low, high, odd, padded, count), usable)
 

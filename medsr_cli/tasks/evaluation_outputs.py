@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from medsr_cli.errors import ArgumentsError
+from medsr_cli.errors import ArgumentsError, mention
 from medsr_cli.formats.atomic import ANY_REMEDY, refuse_existing
 
 _LOOKED_AT_BYTES = 1 << 16
@@ -44,12 +44,12 @@ def refuse_outputs(
         for source in inputs:
             _refuse_input(option, path, source)
         if path.is_dir():
-            msg = f"{option} {path} is a folder."
+            msg = f"{option} {mention(path)} is a folder."
             raise ArgumentsError(msg, "Name a file.")
         refuse_existing(path, overwrite, ANY_REMEDY)
     for option, path in texts.items():
         if path.is_file() and _beginning(path) is None:
-            msg = f"{option} {path} is there already and is no report."
+            msg = f"{option} {mention(path)} is there already and is no report."
             raise ArgumentsError(msg, "Give another name: only texts are replaced by a report.")
 
 
@@ -64,12 +64,12 @@ def _refuse_twice(named: Mapping[str, Path]) -> None:
 
 def _refuse_input(option: str, path: Path, source: Path) -> None:
     if _is_same(path, source):
-        msg = f"{option} {path.name} is an input."
+        msg = f"{option} {mention(path.name)} is an input."
         raise ArgumentsError(msg, "Give another name; an input is never changed.")
     below = source.is_dir() and Path(os.path.realpath(source)) in Path(os.path.realpath(path)).parents
     # Not only what is measured: masks, guides and images that patterns leave out lie there too.
     if below and path.is_file() and not is_former_report(path):
-        msg = f"{option} {path.name} is a file of the input folder {source.name or source}."
+        msg = f"{option} {mention(path.name)} is a file of the input folder {mention(source.name or source)}."
         raise ArgumentsError(msg, "Give another name; nothing in an input folder is replaced but former reports.")
 
 

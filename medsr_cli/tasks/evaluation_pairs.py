@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr_cli.errors import InputRefused
+from medsr_cli.errors import InputRefused, mention
 from medsr_cli.tasks.evaluation_inputs import Opened, guide_slice, other_slices
 from medsr_cli.tasks.magnification import Factors
 from medsr_cli.volume.intensity import IntensityRange
@@ -50,7 +50,7 @@ class Pairs:
         try:
             self.low_size, self.size = protocol.sizes(volume.rows, volume.columns, scale)
         except ValueError as error:
-            msg = f"{opened.name} is too small for scale {scale:g}."
+            msg = f"{mention(opened.name)} is too small for scale {scale:g}."
             raise InputRefused(msg, "Leave it out with --exclude, or measure a smaller scale.") from error
         self._stack: tuple[float, float] | None = self._stack_range() if protocol.stack_range else None
 

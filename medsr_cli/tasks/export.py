@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from medsr_cli.engines.onnx_file import OPSET, OnnxFile, checked_onnx, refuse_opset
 from medsr_cli.engines.onnx_runner import known_precision
-from medsr_cli.errors import ArgumentsError, MedsrError, RunError, WeightsError
+from medsr_cli.errors import ArgumentsError, MedsrError, RunError, WeightsError, mention
 from medsr_cli.formats.atomic import ANY_REMEDY, atomic_file, refuse_existing
 from medsr_cli.networks import catalogue
 from medsr_cli.tasks.model import is_path
@@ -96,10 +96,10 @@ def export(request: ExportRequest, progress: Progress) -> Exported:
     precision = known_precision(request.precision)
     refuse_opset(request.opset)
     if request.output.suffix != ".onnx":
-        msg = f"{request.output.name} does not end in .onnx."
+        msg = f"{mention(request.output.name)} does not end in .onnx."
         raise ArgumentsError(msg, "Name the output FILE.onnx: medsr knows such files by their ending.")
     if request.output.is_dir():
-        msg = f"{request.output} is a folder."
+        msg = f"{mention(request.output)} is a folder."
         raise ArgumentsError(msg, "Name a file, FILE.onnx.")
     refuse_existing(request.output, request.overwrite, ANY_REMEDY)
     source, net = _chosen(request)
@@ -157,7 +157,7 @@ def stored_export(
         if found is not None:
             return found
         if place.is_there():
-            progress.warn(f"The ONNX file in the store was damaged and is made anew: {place.path.name}.")
+            progress.warn(f"The ONNX file in the store was damaged and is made anew: {mention(place.path.name)}.")
         file = _made_of_file(checkpoint_path, sha256, place.precision, progress)
         _keep(place, file.data, progress)
     return file
@@ -242,12 +242,12 @@ def _chosen(request: ExportRequest) -> tuple[_Source, nn.Module]:
 def _of_file(request: ExportRequest, path: Path) -> tuple[_Source, nn.Module]:
     wanted = catalogue.find(request.model)[0]
     if not path.is_file():
-        msg = f"There is no checkpoint {path}."
+        msg = f"There is no checkpoint {mention(path)}."
         raise WeightsError(msg, "Check the path given with --weights.")
     if path.suffix != ".safetensors":
-        msg = f"{path.name} is not a safetensors file."
+        msg = f"{mention(path.name)} is not a safetensors file."
         raise WeightsError(
-            msg, f"Convert it first: medsr weights import {path.name} -m {wanted.id} -o OUT.safetensors."
+            msg, f"Convert it first: medsr weights import {mention(path.name)} -m {wanted.id} -o OUT.safetensors."
         )
     net = _network(path)
     _refuse_other(net, wanted, request.scale, path.name)
@@ -260,11 +260,11 @@ def _refuse_other(net: nn.Module, wanted: catalogue.Arch, scale: float | None, n
 
     arch = entry_of(net)
     if arch.kind == "network" and arch not in catalogue.named(wanted.id):
-        msg = f"{name} is a checkpoint of {arch.id}, not of {wanted.id}."
+        msg = f"{mention(name)} is a checkpoint of {arch.id}, not of {wanted.id}."
         raise WeightsError(msg, f"Export it with -m {arch.id}.")
     own = float(config_of(net).get("scale", max(arch.scales, default=1)))
     if scale is not None and arch.scale_range is None and scale != own:
-        msg = f"{name} enlarges by {own:g}, not by {scale:g}."
+        msg = f"{mention(name)} enlarges by {own:g}, not by {scale:g}."
         raise ArgumentsError(msg, f"Use --scale {own:g}, or other weights.")
 
 
@@ -275,7 +275,7 @@ def _network(path: Path) -> nn.Module:
     net = load_network(path)
     arch = entry_of(net)
     if arch.kind != "network":
-        msg = f"{path.name} is a checkpoint of {arch.id}, which does not enlarge images."
+        msg = f"{mention(path.name)} is a checkpoint of {arch.id}, which does not enlarge images."
         raise WeightsError(msg, "Use a checkpoint of a method that medsr models lists with scales.")
     return net
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from medsr_cli.errors import ArgumentsError, RunError
+from medsr_cli.errors import ArgumentsError, RunError, mention
 from medsr_cli.networks import catalogue
 
 if TYPE_CHECKING:
@@ -186,11 +186,11 @@ def finetune(request: FinetuneRequest, watcher: Watcher) -> FinetuneResult:
     began = time.monotonic()
     asked, request = request.output, dataclasses.replace(request, output=_output_path(request.output))
     if not request.folder.exists():
-        msg = f"There is no {request.folder}."
+        msg = f"There is no {mention(request.folder)}."
         raise ArgumentsError(msg, "Give a folder of images, or a packed file.")
     request = _with_scale(request)
     if request.output != asked and is_first_process():
-        watcher.note(f"What comes of it is written to {request.output.name}.")
+        watcher.note(f"What comes of it is written to {mention(request.output.name)}.")
     if request.pack_only:
         from medsr_cli.tasks.training_data import pack_only
 
@@ -243,7 +243,7 @@ def _output_path(output: Path) -> Path:
     while bare.suffix.lower() in FOREIGN_SUFFIXES:
         bare = bare.with_suffix("")
     if bare != output or (output.suffix != WEIGHTS_SUFFIX and output.suffix.lower() == WEIGHTS_SUFFIX):
-        msg = f"{output.name} would not be what its name says: checkpoints are written as safetensors."
+        msg = f"{mention(output.name)} would not be what its name says: checkpoints are written as safetensors."
         raise ArgumentsError(msg, f"Call it {bare.name.removesuffix(output.suffix)}{WEIGHTS_SUFFIX}.")
     if not output.name or output.name == "..":
         msg = "-o names no file."
@@ -313,7 +313,7 @@ def _refuse_existing(request: FinetuneRequest) -> None:
         return
     for path in (request.output, *beside(request.output)):
         if path.exists():
-            msg = f"{path} exists."
+            msg = f"{mention(path)} exists."
             raise ArgumentsError(msg, "Give --overwrite to replace it, or another -o.")
 
 
@@ -331,7 +331,7 @@ def _decide_resume(request: FinetuneRequest, work: WorkFolder, watcher: Watcher)
             watcher.note("There is no run to go on with, so one is started.")
         return work.started
     if not work.empty and not request.overwrite and is_first_process():
-        msg = f"{work.folder.name} holds a run that was not finished."
+        msg = f"{mention(work.folder.name)} holds a run that was not finished."
         raise ArgumentsError(msg, "Give --resume to go on with it, or --overwrite to start anew.")
     return False
 
@@ -344,7 +344,7 @@ def _refuse_foreign_output(request: FinetuneRequest, work: WorkFolder) -> None:
     with output.open("rb") as file:
         own = hashlib.file_digest(file, "sha256").hexdigest() == work.released()
     if not own:
-        msg = f"{output} exists, and the run to go on with has not written it."
+        msg = f"{mention(output)} exists, and the run to go on with has not written it."
         raise ArgumentsError(msg, "Move it away, or give another -o.")
 
 

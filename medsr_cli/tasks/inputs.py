@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from medsr_cli import formats
-from medsr_cli.errors import ArgumentsError
+from medsr_cli.errors import ArgumentsError, mention
 from medsr_cli.formats.contract import Reader
 
 
@@ -103,12 +103,12 @@ def refuse_same(source: Path, target: Path) -> None:
     """
     a, b = source.resolve(), target.resolve()
     if a == b:
-        msg = f"{target.name} is the input itself."
+        msg = f"{mention(target.name)} is the input itself."
         raise ArgumentsError(msg, "Give another name with -o; an input is never changed.")
     if source.is_dir() and a in b.parents and b.parent == a and not target.suffix:
         return
     if b in a.parents:
-        msg = f"The output folder {target.name} holds the input."
+        msg = f"The output folder {mention(target.name)} holds the input."
         raise ArgumentsError(msg, "Give another place with -o; an input is never changed.")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medsr_cli import __version__, formats
-from medsr_cli.errors import ArgumentsError, InputRefused, QualityGateFailed
+from medsr_cli.errors import ArgumentsError, InputRefused, QualityGateFailed, mention
 from medsr_cli.evaluation.consistency import CORRELATION_LIMIT, CORRELATION_WARNING
 from medsr_cli.formats.atomic import atomic_file, refuse_existing
 from medsr_cli.formats.contract import Derivation, Reader, ReadOptions
@@ -111,7 +111,7 @@ class Job:
         assert item.output is not None  # noqa: S101 - the caller has set it
         first = self.taken.setdefault(item.output.resolve(), item.source)
         if first != item.source:
-            msg = f"{item.source} and {first} would both become {item.output.name}."
+            msg = f"{mention(item.source)} and {first} would both become {mention(item.output.name)}."
             raise ArgumentsError(msg, "Give them different names, or upscale them into different folders.")
 
     def _refuse_map_place(self, item: Item) -> None:
@@ -123,11 +123,11 @@ class Job:
             place.resolve() for place in (item.source, item.output, self.request.report, self.request.preview) if place
         ]
         if path.resolve() in taken:
-            msg = f"{path.name} cannot be the consistency map and something else."
+            msg = f"{mention(path.name)} cannot be the consistency map and something else."
             raise ArgumentsError(msg, "Give --consistency-map another name.")
         entry = formats.format_of_name(path)
         if entry is None or entry.name not in REAL_NUMBERS:
-            msg = f"A consistency map holds real numbers, which {path.name} would not."
+            msg = f"A consistency map holds real numbers, which {mention(path.name)} would not."
             raise ArgumentsError(msg, "Name it .nii.gz, .nrrd, .mha or .tiff.")
 
     def _extra_paths(self, item: Item, volume: Volume) -> dict[str, Path]:
@@ -159,7 +159,7 @@ class Job:
             return False
         missing = next((path for path in (*results, *extras) if not path.exists()), None)
         if missing is not None:
-            msg = f"{results[there.index(True)].name} exists, but {missing.name} does not."
+            msg = f"{mention(results[there.index(True)].name)} exists, but {mention(missing.name)} does not."
             raise ArgumentsError(msg, "Make both again with --overwrite.")
         for item in self.items:
             item.status = "skipped"
@@ -342,7 +342,7 @@ def _refuse_other_grid(first: Reader, other: Reader) -> None:
     if same and a.affine is not None and b.affine is not None:
         same = a.array_shape == b.array_shape and bool(_largest_distance_mm(a, b) < SAME_PLACE_MM)
     if not same or (a.affine is None) != (b.affine is None):
-        msg = f"{other.path.name} is not on the grid of {first.path.name}."
+        msg = f"{mention(other.path.name)} is not on the grid of {mention(first.path.name)}."
         raise InputRefused(msg, "Channels must be registered and resampled to one grid first.")
 
 

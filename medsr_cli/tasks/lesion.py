@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medsr_cli.errors import ArgumentsError, InputRefused, WeightsError
+from medsr_cli.errors import ArgumentsError, InputRefused, WeightsError, mention
 from medsr_cli.formats.contract import Reader
 from medsr_cli.formats.region import Region, centred
 from medsr_cli.networks.catalogue import MSGAN_DETECTOR
@@ -99,7 +99,7 @@ def _centres(reader: Reader, intensity: IntensityRange, request: ModelRequest, p
     device = find_device(request.device)
     network = load_network(path)
     if type(network).__name__ != MSGAN_DETECTOR.network:
-        msg = f"{path.name} is no lesion detector."
+        msg = f"{mention(path.name)} is no lesion detector."
         raise WeightsError(msg, f"Use a checkpoint of {MSGAN_DETECTOR.id}.")
     network = network.to(device)
     volume = reader.volume
@@ -113,7 +113,7 @@ def _centres(reader: Reader, intensity: IntensityRange, request: ModelRequest, p
             given = torch.from_numpy(unit[None].astype(np.float32)).to(device)
             found.append(network(given)[0].float().cpu().numpy())
     if not found:
-        msg = f"{reader.path.name} is constant: there is no lesion to find in it."
+        msg = f"{mention(reader.path.name)} is constant: there is no lesion to find in it."
         raise InputRefused(msg, "Use another image.")
     centres: np.ndarray = np.clip(np.stack(found), 0, 1)
     return centres

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medsr_cli.engines.build import engine_of
 from medsr_cli.engines.network_engine import NetworkEngine
-from medsr_cli.errors import ArgumentsError, DeviceUnavailable, MedsrError, WeightsError
+from medsr_cli.errors import ArgumentsError, DeviceUnavailable, MedsrError, WeightsError, mention
 from medsr_cli.networks import catalogue
 from medsr_cli.tasks.magnification import Factors, in_words
 from medsr_cli.tasks.progress import Progress
@@ -196,10 +196,10 @@ class _Loading:
         _refuse_other_method(sketch.arch, self.wanted, name)
         own = sketch.scale(scale)
         if own != scale and not self.request.fit:
-            msg = f"{name} enlarges by {in_words(own)}, not by {in_words(scale)}."
+            msg = f"{mention(name)} enlarges by {in_words(own)}, not by {in_words(scale)}."
             raise ArgumentsError(msg, f"Use --scale {own[0]:g}, other weights, or --fit.")
         if max(own) < max(scale):
-            msg = f"{name} enlarges by {in_words(own)} at most, not by {in_words(scale)}."
+            msg = f"{mention(name)} enlarges by {in_words(own)} at most, not by {in_words(scale)}."
             raise ArgumentsError(msg, "--fit shrinks the result of a larger scale; use weights of one.")
         return own
 
@@ -302,11 +302,11 @@ def sketch_of(metadata: Mapping[str, str], name: str) -> Sketch:
     except ValueError:
         config = None
     if arch is None or not isinstance(config, dict):
-        msg = f"{name} does not say which network it holds."
+        msg = f"{mention(name)} does not say which network it holds."
         raise WeightsError(msg, "Export or import it again with this version of medsr.")
     scale = config.get("scale", 1)
     if type(scale) is not int or not 1 <= scale <= LARGEST_SCALE:
-        msg = f"{name} says that it enlarges by {str(scale)[:40]!r}."
+        msg = f"{mention(name)} says that it enlarges by {str(scale)[:40]!r}."
         raise WeightsError(msg, "Export or import it again with this version of medsr.")
     return Sketch(arch, config)
 

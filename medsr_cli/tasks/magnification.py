@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from medsr_cli.errors import ArgumentsError, InputRefused
+from medsr_cli.errors import ArgumentsError, InputRefused, mention
 from medsr_cli.volume.volume import Volume
 
 LARGEST = 8.0
@@ -60,12 +60,14 @@ class Magnification:
         if self.spacing_mm is None:
             return self.factors
         if volume.spacing_mm is None:
-            msg = f"{name} does not say how far apart its pixels are."
+            msg = f"{mention(name)} does not say how far apart its pixels are."
             raise InputRefused(msg, "Use --scale instead of --spacing.")
         rows, columns = (spacing / self.spacing_mm for spacing in volume.spacing_mm)
         if max(rows, columns) <= 1 or min(rows, columns) < 1:
             found = " x ".join(f"{spacing:.4g}" for spacing in volume.spacing_mm)
-            msg = f"{name} has pixels of {found} mm, not all coarser than the {self.spacing_mm:g} mm asked for."
+            msg = (
+                f"{mention(name)} has pixels of {found} mm, not all coarser than the {self.spacing_mm:g} mm asked for."
+            )
             raise InputRefused(msg, "medsr enlarges; give a smaller --spacing.")
         if max(rows, columns) > LARGEST:
             msg = (

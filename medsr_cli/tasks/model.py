@@ -18,7 +18,7 @@ from medsr_cli.engines.wrapped import (
     Realigned,
     median_of_orientations,
 )
-from medsr_cli.errors import ArgumentsError, WeightsError
+from medsr_cli.errors import ArgumentsError, WeightsError, mention
 from medsr_cli.evaluation.agreement_map import Limit, limit_of_json
 from medsr_cli.networks import catalogue
 from medsr_cli.tasks.loading import Checkpoint, load_checkpoint
@@ -328,12 +328,14 @@ def _from_file(request: ModelRequest, path: Path, arch: catalogue.Arch | None, s
     from medsr_cli.provenance.record import sha256_of
 
     if not path.is_file():
-        msg = f"There is no checkpoint {path}."
+        msg = f"There is no checkpoint {mention(path)}."
         raise WeightsError(msg, "Check the path given with --weights.")
     if path.suffix not in FILES:
-        msg = f"{path.name} is not a safetensors file."
+        msg = f"{mention(path.name)} is not a safetensors file."
         method = arch.id if arch else "METHOD"
-        raise WeightsError(msg, f"Convert it first: medsr weights import {path.name} -m {method} -o OUT.safetensors.")
+        raise WeightsError(
+            msg, f"Convert it first: medsr weights import {mention(path.name)} -m {method} -o OUT.safetensors."
+        )
     card = Card.of_file(path)
     checkpoint = Checkpoint(path, path.name, sha256_of(path) or "", card.precision_cost_db)
     return _load(request, checkpoint, "", card, scale, run, arch)

@@ -11,7 +11,7 @@ import numpy as np
 
 from medsr_cli.engines.engine import Engine
 from medsr_cli.engines.wrapped import Colours, median_of_orientations
-from medsr_cli.errors import ArgumentsError, InputRefused, WeightsError
+from medsr_cli.errors import ArgumentsError, InputRefused, WeightsError, mention
 from medsr_cli.formats.contract import Reader
 from medsr_cli.networks.catalogue import USCYCLEGAN
 from medsr_cli.tasks.magnification import Factors, in_words
@@ -138,7 +138,7 @@ def _train(
             progress=_teller(progress),
         )
     except KeyboardInterrupt:
-        progress.say(f"The training is kept in {state.name}; the same command goes on with it.")
+        progress.say(f"The training is kept in {mention(state.name)}; the same command goes on with it.")
         raise
 
 
@@ -194,7 +194,7 @@ def slices_to_learn_from(reader: Reader, intensity: IntensityRange) -> list[np.n
             unit = np.clip(np.nan_to_num(working.normalise(colour)), 0, 1).astype(np.float32)
             chosen.append(np.repeat(unit, 3, axis=0) if len(unit) == 1 else unit)
     if not chosen:
-        msg = f"{reader.path.name} is constant: there is nothing to learn from it."
+        msg = f"{mention(reader.path.name)} is constant: there is nothing to learn from it."
         raise InputRefused(msg, "Use another image.")
     return chosen
 

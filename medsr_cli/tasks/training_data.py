@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsr_cli.errors import ArgumentsError, InputRefused
+from medsr_cli.errors import ArgumentsError, InputRefused, mention
 from medsr_cli.tasks.finetune import FinetuneRequest, FinetuneResult, Watcher, task_of
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ def pack_only(request: FinetuneRequest, watcher: Watcher) -> FinetuneResult:
         InputRefused: no image could be used.
     """
     if request.output.exists() and not request.overwrite:
-        msg = f"{request.output} exists."
+        msg = f"{mention(request.output)} exists."
         raise ArgumentsError(msg, "Give --overwrite to replace it, or another -o.")
     if request.folder.is_file():
-        msg = f"{request.folder.name} is one file already."
+        msg = f"{mention(request.folder.name)} is one file already."
         raise ArgumentsError(msg, "Give a folder of images to pack.")
     notes = pack(request, request.output, watcher, labels=True)
     return FinetuneResult(request.output, notes=notes)
@@ -194,7 +194,7 @@ def _search(request: FinetuneRequest, folder: Path, rules: Rules, watcher: Watch
     tree = find_tree(folder, formats.is_image_name, request.include, request.exclude, series_of)
     if not tree.images:
         others = f" but {len(tree.results)} results of medsr upscale" if tree.results else ""
-        msg = f"No image{others} was found in {folder.name}."
+        msg = f"No image{others} was found in {mention(folder.name)}."
         raise InputRefused(msg, "Give a folder with NIfTI, DICOM, NRRD or PNG images; --include takes patterns.")
     attached = attach(tree, rules, lambda image: _opened(request, image))
     for note in attached.notes[:TOLD]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsr_cli.errors import ArgumentsError, InputRefused, WeightsError
+from medsr_cli.errors import ArgumentsError, InputRefused, WeightsError, mention
 from medsr_cli.networks import catalogue
 from medsr_cli.tasks.finetune import FinetuneRequest, Watcher
 
@@ -131,7 +131,7 @@ def _chosen(request: FinetuneRequest) -> Recipe:
     if request.recipe is not None:
         recipe = recipe_from_file(request.recipe)
         if recipe.method != method:
-            msg = f"The recipe {request.recipe.name} is for {recipe.method}, not for {method}."
+            msg = f"The recipe {mention(request.recipe.name)} is for {recipe.method}, not for {method}."
             raise ArgumentsError(msg, f"Give -m {recipe.method}, or another recipe.")
     else:
         recipe = recipe_named(method, request.preset or next(iter(presets_of(method)), "paper"))
@@ -316,7 +316,7 @@ def checkpoint_of(name: str, arch: catalogue.Arch) -> tuple[nn.Module, str]:
     net = load_network(path)
     found = entry_of(net)
     if found is not arch:
-        msg = f"{path.name} is a checkpoint of {found.id}, not of {arch.id}."
+        msg = f"{mention(path.name)} is a checkpoint of {found.id}, not of {arch.id}."
         remedy = f"Give -m {found.id}." if found.trainable else f"Give a checkpoint of {arch.id}."
         raise WeightsError(msg, remedy)
     return net, _sha256(path)
@@ -338,7 +338,7 @@ def _path_of(name: str) -> Path:
     if path.is_file():
         return path
     if path.suffix or len(path.parts) > 1:
-        msg = f"There is no checkpoint {name}."
+        msg = f"There is no checkpoint {mention(name)}."
         raise WeightsError(msg, "Check the path.")
     from medsr_cli.tasks.weights import open_shelf
 
@@ -383,7 +383,7 @@ def _loss_network(role: str, what: str, request: FinetuneRequest, watcher: Watch
         return net, digest, "a file" if Path(request.segmentation).is_file() else request.segmentation
     path, name = _in_store(role, what, arch)
     if role == "segmentation":
-        watcher.note(f"The losses compare with {name}; --segmentation names another network.")
+        watcher.note(f"The losses compare with {mention(name)}; --segmentation names another network.")
     if role == "medclip":
         from medsr_cli.training.semantic import load_image_text
 

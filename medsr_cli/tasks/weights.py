@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medsr_cli.errors import ArgumentsError, WeightsError
+from medsr_cli.errors import ArgumentsError, WeightsError, mention
 from medsr_cli.networks import catalogue
 from medsr_cli.weights.headers import read_header
 from medsr_cli.weights.manifest import Entry, Manifest, load_manifest
@@ -176,7 +176,7 @@ def import_weights(request: ImportRequest) -> Imported:
     """
     arch, variant = _method_with_weights(request.method)
     if request.output.suffix != ".safetensors":
-        msg = f"The output {request.output.name} is not called .safetensors."
+        msg = f"The output {mention(request.output.name)} is not called .safetensors."
         raise ArgumentsError(msg, "Give it that ending; later commands go by it.")
     from medsr_cli.formats.atomic import atomic_file
     from medsr_cli.networks import checkpoint
@@ -188,7 +188,10 @@ def import_weights(request: ImportRequest) -> Imported:
         network = checkpoint.network_from_state(network.state_dict(), found, wanted, name=request.file.name)
     config = checkpoint.config_of(network)
     if variant is not None and found.variant_of(config) != variant:
-        msg = f"{request.file.name} is {found.variant_of(config) or f'a {found.id} of other sizes'}, not {variant}."
+        msg = (
+            f"{mention(request.file.name)} is "
+            f"{found.variant_of(config) or f'a {found.id} of other sizes'}, not {variant}."
+        )
         raise WeightsError(msg, f"Pass -m {found.id}.")
     source = digest_file(request.file)
     told = _own_metadata(request.file)
@@ -303,7 +306,7 @@ def _refuse_other_method(found: catalogue.Arch, wanted: catalogue.Arch | None, n
     """A checkpoint that declares its method is of no other one, but of any of its family."""
     if wanted is None or found == wanted or (wanted.family and found in catalogue.named(wanted.id)):
         return
-    msg = f"{name} is not {wanted.id}: it declares that it is of {found.id}."
+    msg = f"{mention(name)} is not {wanted.id}: it declares that it is of {found.id}."
     raise WeightsError(msg, f"Pass -m {found.id}.")
 
 

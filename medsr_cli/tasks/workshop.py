@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medsr_cli import __version__
-from medsr_cli.errors import ArgumentsError, InputRefused, QualityGateFailed, RunError
+from medsr_cli.errors import ArgumentsError, InputRefused, QualityGateFailed, RunError, mention
 from medsr_cli.tasks.finetune import (
     FinetuneRequest,
     FinetuneResult,
@@ -142,7 +142,8 @@ class Workshop:
             if not self.work.state.is_file():
                 raise
             remedy = (
-                f"{error.remedy} The last state saved is kept in {self.work.folder.name}: --resume goes on with it."
+                f"{error.remedy} The last state saved is kept in "
+                f"{mention(self.work.folder.name)}: --resume goes on with it."
             )
             raise RunError(error.sentence, remedy.strip()) from error
         finally:
@@ -159,7 +160,7 @@ class Workshop:
             if interrupted:
                 note = "The state was saved; nothing was written, for no validation is good enough yet."
                 return self._stopped(state, (note, "Go on with --resume."))
-            more = f"The run is kept in {self.work.folder.name}: --resume with more --iterations goes on."
+            more = f"The run is kept in {mention(self.work.folder.name)}: --resume with more --iterations goes on."
             raise QualityGateFailed(error.sentence, f"{error.remedy} {more}") from error
         notes = self._notes(state, candidate, scores, finished=finished)
         result = self._write(candidate, scores, notes, log, interrupted=interrupted)

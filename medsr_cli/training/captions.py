@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medsr_cli.errors import InputRefused
+from medsr_cli.errors import InputRefused, mention
 
 TEMPLATES = (
     "a picture of a {attr} ultrasound image",
@@ -32,15 +32,15 @@ def read_captions(path: Path) -> list[str]:
     """
     try:
         if path.stat().st_size > LARGEST_FILE_BYTES:
-            msg = f"{path.name} is too large for a file of captions."
+            msg = f"{mention(path.name)} is too large for a file of captions."
             raise InputRefused(msg)
         data = path.read_bytes()
         text = data.decode(_encoding(data))
     except OSError as error:
-        msg = f"{path.name} cannot be read ({error.strerror})."
+        msg = f"{mention(path.name)} cannot be read ({error.strerror})."
         raise InputRefused(msg) from error
     except UnicodeError as error:
-        msg = f"{path.name} is neither UTF-8 nor UTF-16."
+        msg = f"{mention(path.name)} is neither UTF-8 nor UTF-16."
         raise InputRefused(msg, "Save the captions as UTF-8 text, one line for each image.") from error
     # Of the characters that end a line, an editor makes these alone.
     lines = [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]

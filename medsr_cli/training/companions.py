@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from medsr_cli.errors import ArgumentsError, InputRefused
+from medsr_cli.errors import ArgumentsError, InputRefused, mention
 from medsr_cli.formats import is_image_name, stem_of_name
 from medsr_cli.formats.contract import Reader
 from medsr_cli.training.captions import read_captions
@@ -223,7 +223,7 @@ def _attach_low(attached: Attached, rules: Rules, grids: _Grids) -> None:
         if reason is None:
             paired.append(replace(image, low=low))
         else:
-            reasons.append(f"{image.name} was left out: {reason}.")
+            reasons.append(f"{mention(image.name)} was left out: {reason}.")
     if not paired:
         msg = f"No image has a low-resolution partner of its size divided by {rules.scale}, and in its place."
         raise InputRefused(msg, reasons[0] if reasons else "")
@@ -243,7 +243,9 @@ def _take_low_images(attached: Attached, rules: Rules) -> dict[str, Found]:
             continue
         partners[high.name] = image
         if not rules.scale or rules.low is not None:
-            attached.skipped.append(f"{image.name} was left out: by its name it is {high.name} at low resolution.")
+            attached.skipped.append(
+                f"{mention(image.name)} was left out: by its name it is {mention(high.name)} at low resolution."
+            )
     attached.images = rest
     return partners
 
@@ -267,7 +269,7 @@ def _in_second_folder(image: Found, folder: Path) -> Found | None:
 def _unlike(image: Found, low: Found, scale: int, grids: _Grids) -> str | None:
     """Why a file is not its low-resolution partner, a clause; None if it is."""
     reason = misplaced(grids.of(image), grids.of(low), scale)
-    return None if reason is None else f"its partner {low.path.name} does not fit ({reason})"
+    return None if reason is None else f"its partner {mention(low.path.name)} does not fit ({reason})"
 
 
 # -- contrasts ---------------------------------------------------------------------------------------------
@@ -282,17 +284,21 @@ def _join_contrasts(attached: Attached, rules: Rules, grids: _Grids) -> None:
     for folder, images in folders.items():
         chosen = [_shortest([image for image in images if is_called(image, [p])]) for p in rules.contrasts]
         if not any(chosen):
-            attached.skipped.append(f"{folder} was left out: it has none of {', '.join(rules.contrasts)}.")
+            attached.skipped.append(f"{mention(folder)} was left out: it has none of {', '.join(rules.contrasts)}.")
             continue
         missing = [pattern for pattern, image in zip(rules.contrasts, chosen, strict=True) if image is None]
         if missing:
-            msg = f"Channels are mixed: {folder} has no {' and no '.join(missing)}, but others of the contrasts."
-            raise InputRefused(msg, f'Leave it out with --exclude "{folder}/*", or name other contrasts.')
+            msg = (
+                f"Channels are mixed: {mention(folder)} has no {' and no '.join(missing)}, but others of the contrasts."
+            )
+            raise InputRefused(msg, f'Leave it out with --exclude "{mention(folder)}/*", or name other contrasts.')
         first, *others = [image for image in chosen if image is not None]
         reasons = [(other, grids.misfit(first, other)) for other in others]
         wrong = next(((other, reason) for other, reason in reasons if reason is not None), None)
         if wrong is not None:
-            attached.skipped.append(f"{folder} was left out: {wrong[0].path.name} is on another grid ({wrong[1]}).")
+            attached.skipped.append(
+                f"{mention(folder)} was left out: {mention(wrong[0].path.name)} is on another grid ({wrong[1]})."
+            )
             continue
         joined.append(replace(first, contrasts=tuple(others)))
     if not joined:
@@ -319,9 +325,9 @@ def _attach_guides(attached: Attached, rules: Rules, grids: _Grids) -> None:
         guide, reason = _guide_of(image, attached.images, rules, grids)
         if guide is not None:
             pairs.append(replace(image, guide=guide))
-            attached.notes.append(f"{guide.name} guides {image.name}.")
+            attached.notes.append(f"{mention(guide.name)} guides {mention(image.name)}.")
         else:
-            attached.unguided[image.name] = f"{image.name} was left out: {reason}."
+            attached.unguided[image.name] = f"{mention(image.name)} was left out: {reason}."
     attached.skipped += attached.unguided.values()
     if not pairs:
         msg = (
@@ -350,7 +356,7 @@ def _guide_of(target: Found, images: Sequence[Found], rules: Rules, grids: _Grid
         reason = grids.misfit(target, image)
         if reason is None:
             return image, ""
-        reasons.append(f"{image.path.name} does not fit ({reason})")
+        reasons.append(f"{mention(image.path.name)} does not fit ({reason})")
     return None, "it has no guide in its folder" + "".join(f"; {reason}" for reason in reasons)
 
 
@@ -379,11 +385,11 @@ def _attach_labels(attached: Attached, tree: Tree, rules: Rules, grids: _Grids) 
                 found[image.name].append((not own, mask))
             continue
         why = f": {reasons[0][1]}" if reasons else ""
-        attached.skipped.append(f"{mask.name} is not used: it fits no image by name and grid{why}.")
+        attached.skipped.append(f"{mention(mask.name)} is not used: it fits no image by name and grid{why}.")
     chosen = {name: min(candidates, key=lambda c: (c[0], c[1].name))[1] for name, candidates in found.items()}
     unused = {mask.name for candidates in found.values() for _, mask in candidates}
     for name in sorted(unused - {mask.name for mask in chosen.values()}):
-        attached.skipped.append(f"{name} is not used: its images have another mask already.")
+        attached.skipped.append(f"{mention(name)} is not used: its images have another mask already.")
     attached.images = [replace(image, labels=chosen.get(image.name)) for image in attached.images]
 
 
@@ -417,9 +423,9 @@ def _session(image: Found) -> str | None:
 def _attach_captions(attached: Attached, path: Path) -> None:
     captions = read_captions(path)
     if len(captions) != len(attached.images):
-        msg = f"{path.name} has {len(captions)} captions for {len(attached.images)} images."
+        msg = f"{mention(path.name)} has {len(captions)} captions for {len(attached.images)} images."
         raise InputRefused(msg, "Write one line for each image, in the order of their paths.")
     in_order = sorted(range(len(captions)), key=lambda i: attached.images[i].name)
     of_image = dict(zip(in_order, captions, strict=True))
     attached.images = [replace(image, caption=of_image[i] or None) for i, image in enumerate(attached.images)]
-    attached.notes.append(f"The captions are from {path.name}.")
+    attached.notes.append(f"The captions are from {mention(path.name)}.")

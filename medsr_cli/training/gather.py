@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from medsr_cli.errors import ArgumentsError, InputRefused, RunError
+from medsr_cli.errors import ArgumentsError, InputRefused, RunError, mention
 from medsr_cli.formats import stem_of_name
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.formats.contract import Reader
@@ -136,7 +136,7 @@ def find_tree(
             continue
         stem = path.name if path.is_dir() else stem_of_name(path)
         if path != folder and is_own_result(stem) and not matches(name, wanted):
-            tree.results.append(f"{name} was left out: by its name it is a result of medsr upscale.")
+            tree.results.append(f"{mention(name)} was left out: by its name it is a result of medsr upscale.")
             continue
         found = _series_apart(Found(path, subject_of(name), name), series_of)
         if is_label_name(path.name):
@@ -165,7 +165,7 @@ def _is_folder(image: Found) -> bool:
 
 def left_out_by_name(name: str) -> str:
     """Why a label map is no image to train on."""
-    return f"{name} was left out: by its name it is a mask or a label map."
+    return f"{mention(name)} was left out: by its name it is a mask or a label map."
 
 
 def _candidates(folder: Path, is_image: Callable[[Path], bool]) -> Iterator[Path]:
@@ -291,7 +291,7 @@ def _disk_reported(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        msg = f"Writing {target.name} failed: {error.strerror or type(error).__name__}."
+        msg = f"Writing {mention(target.name)} failed: {error.strerror or type(error).__name__}."
         raise RunError(msg, "Free some space, or write elsewhere with -o.") from error
 
 
@@ -340,7 +340,7 @@ class _Packing:
             try:
                 labels = LabelMap(self._open(image.labels))
             except InputRefused as error:
-                self._leave_out(f"The mask of {image.name} is not used: {error.sentence}")
+                self._leave_out(f"The mask of {mention(image.name)} is not used: {error.sentence}")
         return Readers(
             image=[self._open(part) for part in (image, *image.contrasts)],
             guide=self._open(image.guide) if image.guide else None,
@@ -376,7 +376,7 @@ class _Packing:
     def _refuse_mixed(self, image: Found, channels: int) -> None:
         """Grey goes with colours, repeated; nothing else goes with another number of channels."""
         if len({*self._channels, channels} - ({1} if self._options.channels > 1 else set())) > 1:
-            msg = f"{MIXED}: {image.name} has {channels}, others have {sorted(self._channels)[0]}."
+            msg = f"{MIXED}: {mention(image.name)} has {channels}, others have {sorted(self._channels)[0]}."
             raise InputRefused(msg, "Give images of one kind; --include and --exclude take patterns.")
 
     def tell(self) -> None:

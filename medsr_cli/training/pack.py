@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr_cli.errors import InputRefused
+from medsr_cli.errors import InputRefused, mention
 
 VERSION = 2
 LEVELS = 65535
@@ -274,7 +274,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
                 raise _not_packed(path)
             header = json.loads(file.read(length))
     except OSError as error:
-        msg = f"{path.name} cannot be read ({error.strerror})."
+        msg = f"{mention(path.name)} cannot be read ({error.strerror})."
         raise InputRefused(msg) from error
     except (ValueError, RecursionError) as error:
         raise _not_packed(path) from error
@@ -286,7 +286,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
 def _version(header: Mapping[str, Any], path: Path) -> int:
     version = int(header["__metadata__"]["medsr.format"])
     if version > VERSION:
-        msg = f"{path.name} was packed by a later medsr."
+        msg = f"{mention(path.name)} was packed by a later medsr."
         raise InputRefused(msg, "Pack the images again.")
     if version < 1:
         raise ValueError(version)
@@ -333,7 +333,7 @@ def _mapped(path: Path, start: int, entry: dict[str, Any], name: str, dtype: str
 
 
 def _not_packed(path: Path) -> InputRefused:
-    msg = f"{path.name} is not a whole file of packed slices."
+    msg = f"{mention(path.name)} is not a whole file of packed slices."
     return InputRefused(msg, "Give a folder of images, or make the file with medsr finetune --pack-only.")
 
 

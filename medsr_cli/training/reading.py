@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr_cli.errors import InputRefused
+from medsr_cli.errors import InputRefused, mention
 from medsr_cli.formats.contract import Reader
 from medsr_cli.training.pack import LEVELS, PackedVolume, Planes
 from medsr_cli.training.partners import chosen_slices, fits_mirrored
@@ -51,14 +51,14 @@ def stored_channels(readers: Sequence[Reader], options: PackOptions) -> int:
     if len(readers) > 1:
         for reader in readers:
             if colours(reader.volume) != 1:
-                msg = f"Channels are mixed: {reader.path.name} is in colour and one of several contrasts."
+                msg = f"Channels are mixed: {mention(reader.path.name)} is in colour and one of several contrasts."
                 raise InputRefused(msg, "Give grey volumes as contrasts.")
         return len(readers)
     found = colours(readers[0].volume)
     if options.channels == 1 or found == 1:
         return 1
     if found != options.channels:
-        msg = f"Channels are mixed: {readers[0].path.name} has {found}, and {options.channels} are asked for."
+        msg = f"Channels are mixed: {mention(readers[0].path.name)} has {found}, and {options.channels} are asked for."
         raise InputRefused(msg, "Leave it out with --exclude, or convert it.")
     return found
 
@@ -178,7 +178,7 @@ class LabelMap:
 
 
 def _no_labels(reader: Reader, why: str) -> InputRefused:
-    return InputRefused(f"{reader.path.name} is no label map: {why}.")
+    return InputRefused(f"{mention(reader.path.name)} is no label map: {why}.")
 
 
 # -- all of one image --------------------------------------------------------------------------------------
@@ -253,7 +253,7 @@ def measure_all(readers: Readers, options: PackOptions) -> Measured:
     beside = [readers.guide, readers.labels.reader if readers.labels is not None else None]
     for companion in [*readers.image[1:], *(reader for reader in beside if reader is not None)]:
         if _size(companion.volume) != _size(first):
-            msg = f"{companion.path.name} has another size."
+            msg = f"{mention(companion.path.name)} has another size."
             raise InputRefused(msg)
     channels = stored_channels(readers.image, options)
     spans, digests = zip(*(measured(r, min(channels, colours(r.volume)), options) for r in readers.image), strict=True)
@@ -263,7 +263,7 @@ def measure_all(readers: Readers, options: PackOptions) -> Measured:
     if readers.low is not None and (
         readers.low.volume.slices != first.slices or _misses(readers.low, channels, options)
     ):
-        msg = f"{readers.low.path.name} has not the slices and channels of its high-resolution image."
+        msg = f"{mention(readers.low.path.name)} has not the slices and channels of its high-resolution image."
         raise InputRefused(msg)
     found = Measured(
         readers=readers,
@@ -288,7 +288,10 @@ def _refuse_mirrored(measured: Measured, low: Reader) -> None:
     )
     how = fits_mirrored(high, small)
     if how is not None:
-        msg = f"its low-resolution partner {low.path.name} fits better {how}, so the two are not of one orientation."
+        msg = (
+            f"its low-resolution partner {mention(low.path.name)} fits better {how}, so the two "
+            "are not of one orientation."
+        )
         raise InputRefused(msg)
 
 
@@ -296,9 +299,9 @@ def _of_companion(reader: Reader, channels: int, options: PackOptions) -> Intens
     try:
         return measured(reader, channels, options)[0]
     except InputRefused as error:
-        if error.sentence.startswith(reader.path.name):
+        if error.sentence.startswith(mention(reader.path.name)):
             raise
-        msg = f"{reader.path.name} cannot be used: {error.sentence}"
+        msg = f"{mention(reader.path.name)} cannot be used: {error.sentence}"
         raise InputRefused(msg) from error
 
 

@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from medsr_cli.errors import ArgumentsError
+from medsr_cli.errors import ArgumentsError, mention
 
 Task = Literal["super-resolution", "segmentation", "detection"]
 Schedule = Literal["constant", "cooldown", "milestones", "cosine"]
@@ -443,6 +443,6 @@ def _recipe_of(file: Traversable) -> Recipe:
         recipe = Recipe(**_typed_fields(content))
         refuse_impossible(recipe)
     except ArgumentsError as error:
-        msg = f"The recipe {file.name} cannot be used. {error.sentence}"
+        msg = f"The recipe {mention(file.name)} cannot be used. {error.sentence}"
         raise ArgumentsError(msg, error.remedy) from error
     return recipe

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medsr_cli.errors import ArgumentsError, InputRefused, RunError, WeightsError
+from medsr_cli.errors import ArgumentsError, InputRefused, RunError, WeightsError, mention
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.networks.uscyclegan import Generator
 from medsr_cli.training.cyclegan import PAPER, PRESETS, RELEASED, CycleGan, Perceptual, Preset
@@ -389,10 +389,10 @@ def _refuse_other(path: Path, saved: object, wanted: dict[str, Any]) -> None:
         raise _damaged(path)
     for name, value in wanted.items():
         if saved.get(name) != value:
-            msg = f"The training kept in {path.name} was begun with another {name}."
+            msg = f"The training kept in {mention(path.name)} was begun with another {name}."
             raise ArgumentsError(msg, f"Go on with the same {name}, or remove that file to start anew.")
 
 
 def _damaged(path: Path) -> WeightsError:
-    msg = f"{path.name} is not a whole state of a training on an image."
+    msg = f"{mention(path.name)} is not a whole state of a training on an image."
     return WeightsError(msg, "Remove it to start anew.")

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own name
 from torch import Tensor, nn
 
-from medsr_cli.errors import WeightsError
+from medsr_cli.errors import WeightsError, mention
 from medsr_cli.networks import checkpoint
 from medsr_cli.networks.archive import read_published_checkpoint
 from medsr_cli.networks.catalogue import MEDCLIP
@@ -88,7 +88,7 @@ def load_image_text(path: str | PathLike[str], vocabulary: str | PathLike[str] |
     else:
         net = checkpoint.network_from_state(read_published_checkpoint(path), MEDCLIP, name=path.name)
     if not isinstance(net, MedClip):
-        msg = f"{path.name} is not MedCLIP."
+        msg = f"{mention(path.name)} is not MedCLIP."
         raise WeightsError(msg, "Run: medsr weights pull medclip-vit --allow-unpinned.")
     return ImageText(net, read_vocabulary(words))
 

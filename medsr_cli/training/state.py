@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medsr_cli.errors import WeightsError
+from medsr_cli.errors import WeightsError, mention
 from medsr_cli.formats.atomic import atomic_file
 
 FORMAT = 2
@@ -66,7 +66,7 @@ def read_state(path: Path) -> dict[str, Any]:
     if "step" not in record or "weights" not in record:
         raise not_a_state(path)
     if record.get("format", 1) != FORMAT:
-        msg = f"{path.name} is the training state of another version of medsr."
+        msg = f"{mention(path.name)} is the training state of another version of medsr."
         raise WeightsError(msg, "Give --overwrite instead of --resume to start anew, or go on with that version.")
     return record
 
@@ -97,5 +97,5 @@ def state_of(record: Mapping[str, Any]) -> TrainingState:
 
 def not_a_state(path: Path) -> WeightsError:
     """The refusal of a file that is damaged or of something else."""
-    msg = f"{path.name} is not a training state of this network."
+    msg = f"{mention(path.name)} is not a training state of this network."
     return WeightsError(msg, "Give --overwrite instead of --resume to start anew.")

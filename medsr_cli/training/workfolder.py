@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from medsr_cli.errors import ArgumentsError, RunError
+from medsr_cli.errors import ArgumentsError, RunError, mention
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.training.validation import Score, mean_gain
 
@@ -71,7 +71,7 @@ class WorkFolder:
             with FileLock(self._lock, timeout=0):
                 yield
         except Timeout as error:
-            msg = f"Another run is training in {self.folder.name}."
+            msg = f"Another run is training in {mention(self.folder.name)}."
             raise RunError(msg, "Wait for it, or choose another -o.") from error
 
     @property
@@ -106,7 +106,7 @@ class WorkFolder:
         try:
             return RunIdentity(**json.loads(self._identity.read_text()))
         except (OSError, ValueError, TypeError) as error:
-            msg = f"{self._identity.name} in {self.folder.name} cannot be read."
+            msg = f"{self._identity.name} in {mention(self.folder.name)} cannot be read."
             raise RunError(msg, "Give --overwrite instead of --resume to start anew.") from error
 
     def refuse_other(self, identity: RunIdentity) -> None:
@@ -118,7 +118,7 @@ class WorkFolder:
         saved = self.identity()
         for name, now in asdict(identity).items():
             if getattr(saved, name) != now:
-                msg = f"The run in {self.folder.name} was started with other {_IN_WORDS.get(name, name)}."
+                msg = f"The run in {mention(self.folder.name)} was started with other {_IN_WORDS.get(name, name)}."
                 raise ArgumentsError(msg, "Give the same options, or --overwrite instead of --resume to start anew.")
 
     def released(self) -> str | None:
