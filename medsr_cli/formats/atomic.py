@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from medsr_cli.errors import ArgumentsError, RunError, mention
+from medsr_cli.errors import ArgumentsError, RunError, mention, reason_of
 
 Verify = Callable[[Path], None]
 
@@ -213,9 +213,7 @@ def _write_error(target: Path, error: OSError) -> RunError:
         return RunError(f"{mention(target.parent)} cannot be written to.", "Choose another place with -o.")
     if error.errno == errno.ENAMETOOLONG:
         return RunError("The name of the output is too long.", "Choose a shorter one with -o.")
-    return RunError(
-        f"Writing {mention(target.name)} failed: {error.strerror or type(error).__name__}.", "Nothing was left behind."
-    )
+    return RunError(f"Writing {mention(target.name)} failed: {reason_of(error)}.", "Nothing was left behind.")
 
 
 def _make_folder(target: Path) -> None:

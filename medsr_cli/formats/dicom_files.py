@@ -7,10 +7,11 @@ entries are read into memory (or an unnamed spool), never unpacked.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
-import shutil
 import stat
+import struct
 import tempfile
 import threading
 import warnings
@@ -18,14 +19,26 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, BinaryIO, Protocol, cast
 
 import pydicom
 import pydicom.config
+from isal import isal_zlib
 from pydicom.dataset import FileDataset
+from pydicom.filereader import read_dataset
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
-from medsr_cli.errors import InputRefused, MedsrError, mention
-from medsr_cli.formats.limits import MIB, Limits
+from medsr_cli.errors import InputRefused, mention
+from medsr_cli.formats import boundary
+from medsr_cli.formats.bounded import BoundedFile, open_bounded
+from medsr_cli.formats.dicom_sequences import check_header
+from medsr_cli.formats.limits import MIB, Limits, allowed
 
 # Messages of pydicom quote tag values, which may be a patient's: none may reach a log or a terminal.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
@@ -40,6 +53,12 @@ HEAD_BYTES = 132
 
 SPOOL_BYTES = 64 * MIB
 """Entries of an archive up to this size stay in memory, larger ones go to an unnamed temporary file."""
+
+HARMLESS_BYTES = MIB
+"""A file of this size cannot have so many elements that reading them takes long; larger ones are looked through."""
+
+_META_GROUP = 0x0002
+_DEFLATED = DeflatedExplicitVRLittleEndian.encode()
 
 
 class _WithoutWarnings:
@@ -73,32 +92,10 @@ _WITHOUT_WARNINGS = _WithoutWarnings()
 
 @contextlib.contextmanager
 def refusing(name: str, stage: str) -> Iterator[None]:
-    """Turn whatever a library raises into `InputRefused`: `name` could not be read, at `stage`.
-
-    The library's own words are left out, for they may quote a tag's value.
-    """
-    try:
-        with _WITHOUT_WARNINGS:
-            yield
-    except MedsrError:
-        raise
-    except RecursionError as error:
-        msg = f"{mention(name)} nests sequences too deeply to be an image."
-        raise InputRefused(msg) from error
-    except FileNotFoundError as error:
-        msg = f"{mention(name)} is not there."
-        raise InputRefused(msg, "Check the path.") from error
-    except PermissionError as error:
-        msg = f"{mention(name)} may not be read."
-        raise InputRefused(msg, "Check its permissions.") from error
-    except MemoryError as error:
-        msg = f"{mention(name)} needs more memory than there is, while {stage}."
-        raise InputRefused(msg) from error
-    except Exception as error:
-        msg = (
-            f"{mention(name)} is damaged or not DICOM as the standard has it: {stage} failed ({type(error).__name__})."
-        )
-        raise InputRefused(msg, "Export it anew from where it came from.") from error
+    """Turn whatever a library raises into `InputRefused`: `name` could not be read, at `stage`; warnings are silent."""
+    says = f"is damaged or not DICOM as the standard has it: {stage} failed ({{error}})"
+    with boundary.refusing(name, says, "Export it anew from where it came from."), _WITHOUT_WARNINGS:
+        yield
 
 
 class Member(Protocol):
@@ -137,7 +134,7 @@ class FileMember:
 
     def open(self) -> IO[bytes]:
         """Open for reading."""
-        return self.path.open("rb")
+        return open_bounded(self.path)
 
     def head(self) -> bytes:
         """Preamble and mark."""
@@ -164,11 +161,14 @@ class ZipMember:
 
     def open(self) -> IO[bytes]:
         """Unpack into memory, or an unnamed temporary file where it is large."""
-        spool: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - the caller closes it
         with self.archive.open(self.info) as packed:
-            shutil.copyfileobj(packed, spool, MIB)
+            if self.info.file_size <= SPOOL_BYTES:
+                return io.BytesIO(packed.read())
+            spool: Any = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - the caller closes it
+            while part := packed.read(MIB):
+                spool.write(part)
         spool.seek(0)
-        return spool
+        return BoundedFile(spool)
 
     def head(self) -> bytes:
         """Preamble and mark, without unpacking the rest."""
@@ -209,14 +209,98 @@ def promises_dicom(member: Member) -> bool:
     return os.path.splitext(member.name)[1].lower() in SUFFIXES
 
 
-def read_header(member: Member) -> FileDataset:
+class HeaderFile:
+    """A file for pydicom to read a header from, which is not read from more often than a header can need."""
+
+    def __init__(self, file: IO[bytes], name: str, reads: int) -> None:
+        """Args: the file, at its beginning; what a sentence calls it; how often it may be read from."""
+        self.tell, self.seek = file.tell, file.seek
+        self.size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        self._read = file.read
+        self._name = name
+        self._reads_left = reads
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes.
+
+        Raises:
+            InputRefused: it was read from too often: there are more elements than is allowed.
+        """
+        if self._reads_left == 0:
+            msg = f"{mention(self._name)} has more header elements than is allowed for its size."
+            raise InputRefused(msg, "Check the header.")
+        self._reads_left -= 1
+        return self._read(size)
+
+
+def read_header(member: Member, limits: Limits | None = None) -> FileDataset:
     """All tags of one file but its pixels.
 
     Raises:
         Exception: whatever pydicom raises; call it under `refusing`.
     """
-    with member.open() as file:
-        return pydicom.dcmread(file, stop_before_pixels=True)
+    with opened_header(member, limits) as (file, syntax):
+        dataset = pydicom.dcmread(cast("BinaryIO", file), stop_before_pixels=True)
+    if syntax == DeflatedExplicitVRLittleEndian:
+        dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset
+
+
+@contextlib.contextmanager
+def opened_header(member: Member, limits: Limits | None = None) -> Iterator[tuple[HeaderFile, UID]]:
+    """A file for pydicom to read a header from, its bytes and elements within the limits, and its transfer syntax.
+
+    What is deflated stands there inflated, as a file in explicit little endian.
+
+    Raises:
+        InputRefused: the header has more than is allowed, or nests sequences too deeply.
+        Exception: whatever pydicom raises about the file meta information; call it under `refusing`.
+    """
+    limits = limits or allowed()
+    with member.open() as raw:
+        file, syntax = inflated(raw, member.name, limits)
+        header = HeaderFile(file, member.name, 2 * limits.most_elements(member.size))
+        if header.size > HARMLESS_BYTES:
+            implicit, big = syntax == ImplicitVRLittleEndian, syntax == ExplicitVRBigEndian
+            check_header(file, header.size, member.name, limits, implicit=implicit, big=big)
+            file.seek(0)
+        yield header, syntax
+
+
+def inflated(file: IO[bytes], name: str, limits: Limits) -> tuple[IO[bytes], UID]:
+    """The file at its beginning, or its inflated copy in memory if it is deflated; and the transfer syntax it names.
+
+    Raises:
+        InputRefused: it inflates to more than is allowed.
+    """
+    file.seek(HEAD_BYTES)
+    meta = read_dataset(cast("BinaryIO", file), False, True, stop_when=_after_meta)
+    start = file.tell()
+    syntax = UID(str(meta.get("TransferSyntaxUID") or ImplicitVRLittleEndian))
+    file.seek(0)
+    if syntax != DeflatedExplicitVRLittleEndian:
+        return file, syntax
+    head = file.read(start).replace(_DEFLATED, ExplicitVRLittleEndian.encode().ljust(len(_DEFLATED), b"\0"), 1)
+    return io.BytesIO(head + _inflated_bytes(file.read(), name, limits)), syntax
+
+
+def _after_meta(tag: int, vr: str | None, length: int) -> bool:
+    del vr, length
+    return tag >> 16 != _META_GROUP
+
+
+def _inflated_bytes(packed: bytes, name: str, limits: Limits) -> bytes:
+    most = min(limits.held_bytes, limits.most_decoded(len(packed)))
+    decoder = isal_zlib.decompressobj(-15)
+    plain: bytes = decoder.decompress(packed, most + 1)
+    if len(plain) > most:
+        msg = f"{mention(name)} inflates to more than {most} bytes, more than is allowed for its size."
+        raise InputRefused(msg, "It may be a decompression bomb; save it without deflation if it is not.")
+    if not decoder.eof:
+        msg = f"{mention(name)} is cut short: its deflated part has no end."
+        raise InputRefused(msg, "Copy or export it again.")
+    return plain
 
 
 def _folder_members(path: Path, limits: Limits) -> list[Member]:
@@ -242,13 +326,14 @@ def _regular_size(path: Path) -> int | None:
 
 
 def _zip_members(path: Path, limits: Limits) -> list[Member]:
+    size = path.stat().st_size
+    _check_directory(path, size, limits)
     archive = zipfile.ZipFile(path)
     infos = [info for info in archive.infolist() if not info.is_dir()]
     _check_count(path, len(infos), limits)
-    unpacked = sum(info.file_size for info in infos)
-    allowed = max(limits.expansion_floor_bytes, limits.expansion * path.stat().st_size)
-    if unpacked > min(allowed, limits.decoded_bytes):
-        msg = f"{mention(path.name)} unpacks to {unpacked} bytes, more than is allowed for its size."
+    limits.check_expansion(path, sum(info.file_size for info in infos), size)
+    if sum(info.compress_size for info in infos) > size:
+        msg = f"{mention(path.name)} has entries that overlap, as only a decompression bomb has them."
         raise InputRefused(msg, "Unpack it, look at it, and give the folder.")
     if any(info.flag_bits & 1 for info in infos):
         msg = f"{mention(path.name)} is encrypted."
@@ -258,7 +343,30 @@ def _zip_members(path: Path, limits: Limits) -> list[Member]:
     return [*sorted(named, key=lambda member: member.info.filename)]
 
 
+def _check_directory(path: Path, size: int, limits: Limits) -> None:
+    """Refuse an archive whose list of files is too long to be taken apart in Python.
+
+    The list stands at the end, before a record that tells its length (APPNOTE.TXT 4.3.12 to 4.3.16).
+    """
+    with path.open("rb") as file:
+        file.seek(max(size - limits.metadata_bytes, 0))
+        tail = file.read(limits.metadata_bytes)
+    end = tail.rfind(b"PK\x05\x06")
+    long = tail.rfind(b"PK\x06\x06", 0, max(end, 0))
+    listed = 0
+    if len(tail) - end >= 22 and end >= 0:
+        (listed,) = struct.unpack_from("<L", tail, end + 12)
+    if listed == 0xFFFFFFFF and 0 <= long <= len(tail) - 48:
+        (listed,) = struct.unpack_from("<Q", tail, long + 40)
+    if listed > len(tail) or tail.count(b"PK\x01\x02", max(end - listed, 0)) > limits.files:
+        raise _too_many(path, limits)
+
+
 def _check_count(path: Path, count: int, limits: Limits) -> None:
     if count > limits.files:
-        msg = f"{mention(path.name)} holds more than {limits.files} files."
-        raise InputRefused(msg, "Give the folder of one study.")
+        raise _too_many(path, limits)
+
+
+def _too_many(path: Path, limits: Limits) -> InputRefused:
+    msg = f"{mention(path.name)} holds more than {limits.files} files."
+    return InputRefused(msg, "Give the folder of one study.")

@@ -10,14 +10,17 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID
 
-from medsr_cli.formats.dicom_files import Member
+from medsr_cli.errors import InputRefused, mention
+from medsr_cli.formats.dicom_files import HeaderFile, Member, opened_header
+from medsr_cli.formats.identity import Identity
+from medsr_cli.formats.limits import Limits
 
 Vector = tuple[float, ...]
 
@@ -30,6 +33,7 @@ UNDEFINED_LENGTH = 0xFFFFFFFF
 
 HEADER_KEYWORDS = [
     "SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "Modality", "BodyPartExamined",
+    "PatientID", "IssuerOfPatientID", "PatientName",
     "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber", "TemporalPositionIdentifier", "NumberOfFrames",
     "SliceThickness",
     "SpacingBetweenSlices", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation",
@@ -64,8 +68,8 @@ class Plane:
 class PixelSpan:
     """Where the pixels of a file lie."""
 
-    offset: int | None
-    """Of the first byte of the value; None for a deflated file, which has no offsets."""
+    offset: int
+    """Of the first byte of the value; in a deflated file, of its inflated copy."""
     length: int | None
     """Bytes, or None for compressed pixels."""
     vr: str
@@ -109,6 +113,8 @@ class Instance:
     detector_spacing: bool
     """Whether the spacing is that at the detector or of the film, not in the patient."""
     lossy: bool
+    patient: tuple[str | None, ...] = ()
+    """Salted hashes of who is shown, which only tell same from other."""
 
     @property
     def frames(self) -> int:
@@ -117,8 +123,9 @@ class Instance:
 
     @property
     def stored_dtype(self) -> np.dtype[Any]:
-        """Type of the stored values, native byte order."""
-        return np.dtype(f"{'i' if self.signed else 'u'}{max(self.bits_allocated, 8) // 8}")
+        """Type of the stored values, native byte order; bytes for a depth that there is not, which is refused."""
+        size = max(self.bits_allocated, 8) // 8
+        return np.dtype(f"{'i' if self.signed else 'u'}{size if size in (1, 2, 4, 8) else 1}")
 
     @property
     def stored_range(self) -> tuple[int, int]:
@@ -141,26 +148,31 @@ class Instance:
         return -(-n // 8)
 
 
-def read_instance(member: Member, max_frames: int) -> Instance:
+def read_instance(member: Member, max_frames: int, limits: Limits | None = None) -> Instance:
     """Read the header of one file; pixels stay where they are.
 
     Args:
         member: a file that carries DICOM's mark.
         max_frames: more frames than this are not listed; the size check that follows refuses them.
+        limits: what the header may have; None for the limits that hold here.
 
     Raises:
+        InputRefused: the header has more than is allowed, or claims more frames than the file has bytes.
         Exception: whatever pydicom raises; call it under `refusing`.
     """
-    with member.open() as file:
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=HEADER_TAGS)
-        syntax = UID(_text(dataset.file_meta, "TransferSyntaxUID") or "1.2.840.10008.1.2")
-        if syntax == DeflatedExplicitVRLittleEndian:
-            file.seek(0)
-            whole = pydicom.dcmread(file, specific_tags=["PixelData"])
-            span = _span_in_memory(whole)
-        else:
-            span = _span_in_file(file, dataset, syntax)
+    with opened_header(member, limits) as (file, syntax):
+        dataset = pydicom.dcmread(cast("BinaryIO", file), stop_before_pixels=True, specific_tags=HEADER_TAGS)
+        span = _span_in_file(file, dataset, syntax)
+        _refuse_frames(dataset, file.size, member.name)
     return _record(member, dataset, syntax, span, max_frames)
+
+
+def _refuse_frames(ds: Dataset, size: int, name: str) -> None:
+    """A frame takes a byte at least, and a compressed one the eight that tell its length."""
+    frames = _integer(ds, "NumberOfFrames") or 1
+    if frames > size:
+        msg = f"{mention(name)} claims {frames} frames, more than it has bytes."
+        raise InputRefused(msg, "Export it anew from where it came from.")
 
 
 def _record(member: Member, ds: Dataset, syntax: UID, span: PixelSpan | None, max_frames: int) -> Instance:
@@ -203,7 +215,15 @@ def _record(member: Member, ds: Dataset, syntax: UID, span: PixelSpan | None, ma
         supplemental_palette=_text(ds, "PixelPresentation") in ("COLOR", "MIXED"),
         detector_spacing=top_level is None and _detector_spacing_mm(ds) is not None,
         lossy=_text(ds, "LossyImageCompression") == "01",
+        patient=_patient(ds),
     )
+
+
+def _patient(ds: Dataset) -> tuple[str | None, ...]:
+    """By number and who issued it, else by name."""
+    number = _text(ds, "PatientID") or _text(ds, "PatientName")
+    said = Identity.of({"PatientID": number, "IssuerOfPatientID": _text(ds, "IssuerOfPatientID")})
+    return said.patient, said.issuer
 
 
 def _is_mosaic(value: Any) -> bool:
@@ -221,16 +241,18 @@ def _is_mosaic(value: Any) -> bool:
 def _planes(ds: Dataset, max_frames: int) -> tuple[Plane, ...]:
     count = _integer(ds, "NumberOfFrames")
     count = 1 if count is None else count
-    if count > max_frames:
-        count = max_frames + 1
     top = _top_level_plane(ds, single=count == 1)
+    if count > max_frames:
+        return (top,) * (max_frames + 1)
     per_frame = _items(ds, "PerFrameFunctionalGroupsSequence")
     shared = _items(ds, "SharedFunctionalGroupsSequence")
     if not per_frame and not shared:
         return (top,) * count
     base = shared[0] if shared else Dataset()
-    groups = [*per_frame[:count], *[Dataset()] * (count - len(per_frame))]
-    return tuple(_group_plane(group, base, top) for group in groups)
+    planes = [_group_plane(group, base, top) for group in per_frame[:count]]
+    if len(planes) < count:
+        planes += [_group_plane(Dataset(), base, top)] * (count - len(planes))
+    return tuple(planes)
 
 
 def _top_level_plane(ds: Dataset, single: bool) -> Plane:
@@ -317,7 +339,7 @@ def unit_orientation(values: Vector | None) -> Vector | None:
 # -- pixels ---------------------------------------------------------------------------------------------------
 
 
-def _span_in_file(file: IO[bytes], ds: Dataset, syntax: UID) -> PixelSpan | None:
+def _span_in_file(file: HeaderFile, ds: Dataset, syntax: UID) -> PixelSpan | None:
     """What stands where pydicom stopped: the tag of the pixels and the length of their value."""
     order = "<" if syntax.is_little_endian else ">"
     start = file.tell()
@@ -335,13 +357,6 @@ def _span_in_file(file: IO[bytes], ds: Dataset, syntax: UID) -> PixelSpan | None
     table = (offsets[0].value, offsets[1].value) if offsets[0] is not None and offsets[1] is not None else None
     defined = None if length == UNDEFINED_LENGTH else min(length, file.seek(0, 2) - start - size)
     return PixelSpan(start + size, defined, vr, element != 0x0010, table)
-
-
-def _span_in_memory(ds: Dataset) -> PixelSpan | None:
-    if PIXEL_DATA not in ds:
-        return None
-    element = ds[PIXEL_DATA]
-    return PixelSpan(None, len(element.value), str(element.VR))
 
 
 # -- values that may be missing, empty or nonsense ------------------------------------------------------------

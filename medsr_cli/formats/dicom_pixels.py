@@ -8,7 +8,6 @@ exceptions through: a damaged file ends the whole process, and one in a hundred 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from pydicom.uid import (
     HTJ2K,
     JPEG2000,
     UID,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
     HTJ2KLosslessRPCL,
@@ -43,8 +43,9 @@ from pydicom.uid import (
 
 from medsr_cli.errors import InputRefused, mention
 from medsr_cli.formats import dicom_codestream as codestream
-from medsr_cli.formats.dicom_files import read_header, refusing
-from medsr_cli.formats.dicom_headers import PALETTE, Instance
+from medsr_cli.formats.dicom_files import inflated, read_header, refusing
+from medsr_cli.formats.dicom_headers import PALETTE, Instance, PixelSpan
+from medsr_cli.formats.limits import allowed
 
 Pixels = NDArray[Any]
 
@@ -88,6 +89,8 @@ def decode_frames(instance: Instance, indices: Sequence[int]) -> Iterator[Pixels
     name = instance.member.name
     with refusing(name, "opening the pixels"):
         file = instance.member.open()
+        if instance.transfer_syntax == DeflatedExplicitVRLittleEndian:
+            file, _ = inflated(file, name, allowed())
     with file:
         with refusing(name, "looking for the pixels"):
             palette = read_header(instance.member) if instance.photometric == PALETTE else None
@@ -107,12 +110,8 @@ def _raw_frames(file: IO[bytes], instance: Instance, indices: Sequence[int]) -> 
     span = instance.pixels
     if span is None:
         raise _refused(instance, "has no pixels")
-    if span.offset is None:
-        file.seek(0)
-        value = pydicom.dcmread(file, specific_tags=["PixelData"]).PixelData
-        return _native_frames(io.BytesIO(value), 0, instance, indices)
     if instance.compressed:
-        return _packed_frames(file, span.offset, instance, indices)
+        return _packed_frames(file, span, instance, indices)
     return _native_frames(file, span.offset, instance, indices)
 
 
@@ -126,17 +125,42 @@ def _native_frames(file: IO[bytes], offset: int, instance: Instance, indices: Se
         yield frame + b"\0" * (size % 2)
 
 
-def _packed_frames(file: IO[bytes], offset: int, instance: Instance, indices: Sequence[int]) -> Iterator[bytes]:
+def _packed_frames(file: IO[bytes], span: PixelSpan, instance: Instance, indices: Sequence[int]) -> Iterator[bytes]:
     count = instance.frames
-    span = instance.pixels
-    table = span.extended_offsets if span is not None else None
+    _check_offsets(file, span, instance)
+    buffer: Any = file  # what pydicom calls a readable buffer
+    file.seek(span.offset)
     if list(indices) == list(range(count)) and count > 1:
-        file.seek(offset)
-        yield from generate_frames(file, number_of_frames=count, extended_offsets=table)
+        yield from generate_frames(buffer, number_of_frames=count, extended_offsets=span.extended_offsets)
         return
     for index in indices:
-        file.seek(offset)
-        yield get_frame(file, index, number_of_frames=count, extended_offsets=table)
+        file.seek(span.offset)
+        yield get_frame(buffer, index, number_of_frames=count, extended_offsets=span.extended_offsets)
+
+
+def _check_offsets(file: IO[bytes], span: PixelSpan, instance: Instance) -> None:
+    """Refuse tables of offsets (PS3.5, section A.4; PS3.3, section C.7.6.3.1.8) whose frames overlap or lie outside.
+
+    From a few bytes that all frames share, such a table makes as many pixels as somebody likes.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(span.offset)
+    head = file.read(8)
+    if len(head) < 8 or head[:4] != b"\xfe\xff\x00\xe0":
+        raise _refused(instance, "has compressed pixels that do not begin as they should")
+    length = int.from_bytes(head[4:], "little")
+    room = size - span.offset - 8 - length
+    starts = np.frombuffer(file.read(length // 4 * 4), "<u4").astype(np.int64)
+    ends = np.append(starts[1:], room)[: len(starts)]
+    if span.extended_offsets is not None:
+        table = [np.frombuffer(part[: len(part) // 8 * 8], "<u8") for part in span.extended_offsets]
+        in_file = len(table[0]) == len(table[1]) and all(bool((part < size).all()) for part in table)
+        starts, sizes = ((part if in_file else part[:0]).astype(np.int64) for part in table)
+        ends = starts + sizes
+        if not in_file:
+            raise _refused(instance, "has a table of frames that lie outside the file")
+    if (starts[1:] < ends[:-1]).any() or (ends <= starts).any() or (ends > room).any():
+        raise _refused(instance, "has a table of frames that overlap or lie outside the file")
 
 
 # -- one frame ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy as np
 from isal import igzip, isal_zlib
 from numpy.typing import NDArray
 
-from medsr_cli.errors import InputRefused, mention
+from medsr_cli.errors import InputRefused, mention, reason_of
 
 GZIP_MAGIC = b"\x1f\x8b"
 COMPRESSION_LEVEL = 2
@@ -119,7 +119,7 @@ def open_forward(path: Path, name: str | None = None) -> Iterator[ForwardStream]
     try:
         file = path.open("rb")
     except OSError as error:
-        msg = f"{mention(name)} cannot be opened: {error.strerror or type(error).__name__}."
+        msg = f"{mention(name)} cannot be opened: {reason_of(error)}."
         raise InputRefused(msg) from error
     with file:
         packed = file.read(2) == GZIP_MAGIC
@@ -141,7 +141,7 @@ def is_compressed(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(2) == GZIP_MAGIC
     except OSError as error:
-        msg = f"{mention(path.name)} cannot be opened: {error.strerror or type(error).__name__}."
+        msg = f"{mention(path.name)} cannot be opened: {reason_of(error)}."
         raise InputRefused(msg) from error
 
 

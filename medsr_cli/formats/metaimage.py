@@ -21,6 +21,7 @@ from medsr_cli.formats.boundary import refusing
 from medsr_cli.formats.compression import Encoding, decoded, encoding_into
 from medsr_cli.formats.contract import Derivation, Pixels, Reader, ReadOptions
 from medsr_cli.formats.detached import beside
+from medsr_cli.formats.limits import Limits, allowed
 from medsr_cli.formats.stale_keys import is_stale
 from medsr_cli.formats.voxel_stream import (
     ByteSource,
@@ -37,8 +38,6 @@ from medsr_cli.formats.voxel_stream import (
 from medsr_cli.volume.geometry import LPS_FROM_RAS, Affine, spacings_mm
 from medsr_cli.volume.volume import Volume
 
-HEADER_BYTES = 8 << 20
-"""A longer header is refused."""
 LINE_BYTES = 1 << 20
 
 _CODES = {
@@ -70,7 +69,7 @@ class MetaImageReader:
     def __init__(self, path: Path, options: ReadOptions) -> None:
         self.path = path
         with refusing(path, "has a MetaImage header that cannot be understood"):
-            self.keys, self._header_bytes = read_header(path)
+            self.keys, self._header_bytes = read_header(path, options.limits)
             self.sizes = [int(text) for text in self.keys["DimSize"].split()]
             _check_kind(self.keys, self.sizes, path)
             self.affine = _affine(self.keys, path)
@@ -80,7 +79,7 @@ class MetaImageReader:
             self._order = self._voxel_order(options)
             self._offset = self._data_offset()
             available = self._data_path.stat().st_size - self._offset
-            self._order.check(path, options.limits, available=available, compressed=self.encoding != "raw")
+            self._order.check(path, options.limits, available=available, encoding=self.encoding)
             self.volume = self._volume()
 
     def slices(self) -> Iterator[Pixels]:
@@ -194,18 +193,26 @@ def _write_size(file: BinaryIO, header: bytes) -> None:
     file.seek(0, 2)
 
 
-def read_header(path: Path) -> tuple[dict[str, str], int]:
+def read_header(path: Path, limits: Limits | None = None) -> tuple[dict[str, str], int]:
     """Keys and values of a MetaImage header, in its order, and the bytes that it takes.
+
+    Args:
+        path: the .mha or .mhd file.
+        limits: how long a header may be; None for the limits that hold here.
 
     Raises:
         InputRefused: a line is no key with a value, there is no end to them, or a necessary one is missing.
     """
     keys: dict[str, str] = {}
+    limits = limits or allowed()
+    lines = 0
     with path.open("rb") as file:
         while "ElementDataFile" not in keys:
             line = file.readline(LINE_BYTES)
             name, equals, value = line.decode("latin-1").partition("=")
-            if not equals or len(line) == LINE_BYTES or file.tell() > HEADER_BYTES:
+            lines += 1
+            endless = len(line) == LINE_BYTES or lines > limits.text_lines or file.tell() > limits.text_bytes
+            if not equals or endless:
                 msg = f"{mention(path.name)} has a MetaImage header that is cut short, or a line in it that is no key."
                 raise InputRefused(msg)
             name = name.strip()

@@ -65,7 +65,7 @@ class MghReader:
             axis = chosen_slice_axis(options.axis, (i, j, k), self.affine, spacings_mm(self.affine), path)
             self._order = VoxelOrder((i, j, k), self.header.get_data_dtype(), volumes, 1, axis)
             available = path.stat().st_size - DATA_OFFSET
-            self._order.check(path, options.limits, available=available, compressed=self.encoding != "raw")
+            self._order.check(path, options.limits, available=available, encoding=self.encoding)
             self.volume = self._volume()
 
     def slices(self) -> Iterator[Pixels]:

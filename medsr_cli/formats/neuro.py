@@ -11,6 +11,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from medsr_cli.volume.volume import Volume
 TITLES = {"minc": "MINC", "afni": "AFNI", "parrec": "PAR/REC"}
 
 _load: Any = nibabel.load  # without types
+_MINC1: Any = nibabel.Minc1Image
 
 Planes = Callable[[], Iterator[NDArray[Any]]]
 
@@ -146,13 +148,24 @@ def open_writer(
 def _taken_apart(path: Path, limits: Limits) -> _Stored:
     name = path.name.lower()
     if name.endswith(".mnc"):
-        return _minc(path)
+        return _minc(path, limits)
+    _check_text(path, limits)
     if name.endswith((".par", ".rec")):
         return _parrec(path)
     return _afni(path, limits)
 
 
-def _minc(path: Path) -> _Stored:
+def _check_text(path: Path, limits: Limits) -> None:
+    """Refuse a header that is too long to be taken apart; the other file holds voxels, whose size is no claim."""
+    suffix = path.suffix.lower()
+    header = {".brik": ".HEAD", ".rec": ".PAR"}.get(suffix, path.suffix)
+    text = path.with_suffix(header) if suffix not in (".gz", ".bz2") else path.with_suffix("").with_suffix(".HEAD")
+    if text.is_file() and text.stat().st_size > limits.text_bytes:
+        msg = f"{mention(text.name)} is longer than a header may be."
+        raise InputRefused(msg, "Check that the file is what its name says.")
+
+
+def _minc(path: Path, limits: Limits) -> _Stored:
     with path.open("rb") as file:
         is_hdf5 = file.read(4) == b"\x89HDF"
     if is_hdf5:
@@ -161,12 +174,14 @@ def _minc(path: Path) -> _Stored:
         except ImportError as error:
             msg = f"{mention(path.name)} is a MINC-2 file, which needs the package h5py."
             raise InputRefused(msg, "Install it with: pip install h5py") from error
-    image = _load(path)
+    image = _load(path) if is_hdf5 else _load_minc1(path, limits)
     if len(image.shape) != 3:
         msg = f"{mention(path.name)} is not a single MINC volume."
         raise InputRefused(msg, "Convert it to NIfTI first.")
     k, j, i = (int(size) for size in image.shape)
     stored = image.get_data_dtype()
+    if is_hdf5:
+        limits.check_expansion(path, i * j * k * int(stored.itemsize), path.stat().st_size)
     dtype = np.dtype(np.float64) if stored == np.dtype(np.float64) else np.dtype(np.float32)
 
     def planes() -> Iterator[NDArray[Any]]:
@@ -178,6 +193,15 @@ def _minc(path: Path) -> _Stored:
     return _Stored("minc", (i, j, k), 1, dtype, affine, planes, stored.kind != "f")
 
 
+def _load_minc1(path: Path, limits: Limits) -> Any:
+    """The image from a copy of its file in memory, which a length in the file cannot make longer."""
+    if path.stat().st_size > limits.held_bytes:
+        msg = f"{mention(path.name)} is larger than a MINC-1 file may be."
+        raise InputRefused(msg, "Convert it to NIfTI first.")
+    holder = nibabel.FileHolder(fileobj=BytesIO(path.read_bytes()))
+    return _MINC1.from_file_map({"image": holder})
+
+
 def _afni(path: Path, limits: Limits) -> _Stored:
     image = _load(path)
     i, j, k, volumes = (*(int(size) for size in image.shape), 1)[:4]
@@ -186,7 +210,7 @@ def _afni(path: Path, limits: Limits) -> _Stored:
     data = Path(image.file_map["image"].filename)
     encoding: Encoding = "gzip" if data.name.endswith(".gz") else "bzip2" if data.name.endswith(".bz2") else "raw"
     order = VoxelOrder((i, j, k), stored, volumes)
-    order.check(path, limits, available=data.stat().st_size, compressed=encoding != "raw")
+    order.check(path, limits, available=data.stat().st_size, encoding=encoding)
     dtype = stored if scales is None else np.dtype(np.float32)
     factors = np.ones(volumes) if scales is None else np.broadcast_to(np.ravel(scales), volumes)
 

@@ -12,8 +12,9 @@ its own and gain a claim about orientation that nobody made.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,11 +22,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr_cli.errors import ArgumentsError, InputRefused, MedsrError, RunError, mention
+from medsr_cli.errors import ArgumentsError, InputRefused, RunError, mention
 from medsr_cli.formats.atomic import atomic_file
+from medsr_cli.formats.boundary import refusing
 from medsr_cli.formats.contract import Derivation, Pixels, Reader, ReadOptions, Writer
 from medsr_cli.formats.gzip_stream import ForwardStream, GzipSink, Sink, is_compressed, open_forward
-from medsr_cli.formats.limits import Limits
+from medsr_cli.formats.limits import DEFLATE_EXPANSION, Limits
 from medsr_cli.formats.nifti_header import (
     NiftiHeader,
     RawHeader,
@@ -65,7 +67,7 @@ def open_reader(path: Path, options: ReadOptions) -> NiftiReader:
     with _refused(path.name):
         files = _locate(path)
         with open_forward(files.header) as stream:
-            header = read_header(stream, files.header.name, paired=files.paired)
+            header = read_header(stream, files.header.name, paired=files.paired, limits=options.limits)
         _refuse_claims(files, header, options.limits)
         axis = _slice_axis(header, options.axis, path.name)
         volume = _volume(header, axis)
@@ -184,16 +186,9 @@ class _Files:
     paired: bool
 
 
-@contextmanager
-def _refused(name: str) -> Iterator[None]:
+def _refused(name: str) -> AbstractContextManager[None]:
     """Whatever a damaged file makes a library raise, the user reads one sentence."""
-    try:
-        yield
-    except (MedsrError, MemoryError):
-        raise
-    except Exception as error:
-        msg = f"{mention(name)} cannot be read as NIfTI."
-        raise InputRefused(msg, "The file is damaged; export it again.") from error
+    return refusing(name, "cannot be read as NIfTI", "The file is damaged; export it again.")
 
 
 def _split(path: Path) -> tuple[str, str, bool]:
@@ -232,11 +227,7 @@ def _refuse_claims(files: _Files, header: NiftiHeader, limits: Limits) -> None:
     claimed = header.data_offset + header.data_bytes
     size = files.pixels.stat().st_size
     if is_compressed(files.pixels):
-        if claimed > limits.expansion_floor_bytes + limits.expansion * size:
-            msg = (
-                f"{mention(files.pixels.name)} claims {claimed} bytes, more than its {size} compressed bytes can hold."
-            )
-            raise InputRefused(msg, "The header is damaged, or the file is a decompression bomb.")
+        limits.check_expansion(files.pixels, claimed, size, DEFLATE_EXPANSION)
     elif claimed > size:
         msg = f"{mention(files.pixels.name)} is cut short: its header claims {claimed} bytes, it has {size}."
         raise InputRefused(msg, "Copy or export it again.")
@@ -363,10 +354,12 @@ def _pair(target: Path) -> tuple[Path, Path]:
 @contextmanager
 def _pair_written(target: Path, plan: _Plan, check: _Check, *, packed: bool, overwrite: bool) -> Iterator[_NiftiWriter]:
     header_path, pixel_path = _pair(target)
-    placed = False
+    ours: os.stat_result | None = None
 
     def last_check(temporary: Path) -> None:
+        nonlocal ours
         check.pixels(temporary)
+        ours = temporary.stat()
         if overwrite:
             # Between the two renames an old header must not stand beside new pixels.
             header_path.unlink(missing_ok=True)
@@ -382,11 +375,17 @@ def _pair_written(target: Path, plan: _Plan, check: _Check, *, packed: bool, ove
                 _writing(plan, sink, target) as writer,
             ):
                 yield writer
-            placed = True
     except BaseException:
-        if placed:  # pixels without their header are no result
-            pixel_path.unlink(missing_ok=True)
+        if ours is not None and not header_path.exists():
+            _remove_same(pixel_path, ours)  # pixels without their header are no result
         raise
+
+
+def _remove_same(path: Path, file: os.stat_result) -> None:
+    """Remove a file if it is that one and not somebody else's of the same name."""
+    with suppress(OSError):
+        if os.path.samestat(path.stat(), file):
+            path.unlink()
 
 
 @contextmanager

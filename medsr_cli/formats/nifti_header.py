@@ -18,6 +18,7 @@ from nibabel.spm99analyze import Spm99AnalyzeHeader
 
 from medsr_cli.errors import InputRefused, mention
 from medsr_cli.formats.gzip_stream import ForwardStream
+from medsr_cli.formats.limits import Limits, allowed
 from medsr_cli.volume.geometry import (
     Affine,
     cropped_affine,
@@ -42,7 +43,6 @@ HEADER_CLASSES: dict[tuple[Kind, bool], Any] = {
 
 SIZES: dict[int, Kind] = {348: "nifti1", 540: "nifti2"}
 EXTENSION_FLAG_BYTES = 4
-MAX_EXTENSION_BYTES = 64 << 20
 LARGEST_NIFTI1_LENGTH = 32767
 
 # What a voxel is, by NIfTI's data type code: type of its numbers, how many of them.
@@ -102,18 +102,19 @@ class NiftiHeader:
         return self.shape[3] if len(self.shape) > 3 else 1
 
 
-def read_header(stream: ForwardStream, name: str, *, paired: bool) -> NiftiHeader:
+def read_header(stream: ForwardStream, name: str, *, paired: bool, limits: Limits | None = None) -> NiftiHeader:
     """Read and judge the header at the start of a file.
 
     Args:
         stream: the `.nii` or `.hdr` file, decoded, at its start.
         name: what errors call the file.
         paired: whether the pixels lie in a file of their own.
+        limits: how many bytes the extensions may have; None for the limits that hold here.
 
     Raises:
         InputRefused: it is no header, or one that cannot be true or cannot be upscaled.
     """
-    raw, kind = _parse(stream, name, paired)
+    raw, kind = _parse(stream, name, paired, (limits or allowed()).metadata_bytes)
     shape = _shape(raw, name)
     value_type, channels = _voxel_type(raw, name)
     _refuse_odd_scaling(raw, name)
@@ -239,7 +240,7 @@ def fresh_header(
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def _parse(stream: ForwardStream, name: str, paired: bool) -> tuple[RawHeader, Kind]:
+def _parse(stream: ForwardStream, name: str, paired: bool, most: int) -> tuple[RawHeader, Kind]:
     start = stream.read(4)
     for order in "<>":
         size = struct.unpack(f"{order}i", start)[0] if len(start) == 4 else 0
@@ -255,7 +256,7 @@ def _parse(stream: ForwardStream, name: str, paired: bool) -> tuple[RawHeader, K
     kind = _kind(block, SIZES[size], paired, name)
     raw: RawHeader = HEADER_CLASSES[kind, paired](block, order, False)
     if kind != "analyze":
-        raw.extensions[:] = _extensions(stream, order, _extension_bytes(raw, kind, paired, name), name)
+        raw.extensions[:] = _extensions(stream, order, _extension_bytes(raw, kind, paired, name, most), name)
     return raw, kind
 
 
@@ -287,12 +288,12 @@ def _data_offset(raw: RawHeader, kind: Kind, paired: bool, name: str) -> int:
     return int(offset)
 
 
-def _extension_bytes(raw: RawHeader, kind: Kind, paired: bool, name: str) -> int:
+def _extension_bytes(raw: RawHeader, kind: Kind, paired: bool, name: str, most: int) -> int:
     """Bytes that follow the header and may be extensions; of a pair, whatever the file still holds."""
     if paired:
-        return MAX_EXTENSION_BYTES
+        return most
     size = _data_offset(raw, kind, paired, name) - int(raw.single_vox_offset)
-    if size > MAX_EXTENSION_BYTES:
+    if size > most:
         msg = f"{mention(name)} claims {size} bytes of header extensions, more than is allowed."
         raise InputRefused(msg, "The header is damaged; export it again.")
     return size

@@ -22,6 +22,7 @@ from medsr_cli.formats.boundary import refusing
 from medsr_cli.formats.compression import Encoding, decoded, encoding_into
 from medsr_cli.formats.contract import Derivation, Pixels, Reader, ReadOptions
 from medsr_cli.formats.detached import beside
+from medsr_cli.formats.limits import Limits, allowed
 from medsr_cli.formats.stale_keys import is_stale
 from medsr_cli.formats.voxel_stream import (
     ByteSource,
@@ -38,9 +39,6 @@ from medsr_cli.formats.voxel_stream import (
 )
 from medsr_cli.volume.geometry import Affine, spacings_mm
 from medsr_cli.volume.volume import Volume
-
-HEADER_BYTES = 8 << 20
-"""A longer header is refused."""
 
 _TYPES = {
     "i1": ("signed char", "int8", "int8_t"),
@@ -122,7 +120,7 @@ class NrrdReader:
     def __init__(self, path: Path, options: ReadOptions) -> None:
         self.path = path
         with refusing(path, "has an NRRD header that cannot be understood"):
-            self.header = read_header(path)
+            self.header = read_header(path, options.limits)
             self.axes = _axes(self.header, path)
             self.affine = _affine(self.header, self.axes, path)
             self._encoding = _encoding(self.header, path)
@@ -156,7 +154,7 @@ class NrrdReader:
         axis = 2 if flat else chosen_slice_axis(options.axis, (i, j, k), self.affine, spacing, self.path)
         order = VoxelOrder((i, j, k), _dtype(header, self.path), volumes, channels, axis)
         available = self._data_path.stat().st_size - self._offset
-        order.check(self.path, options.limits, available=available, compressed=self._encoding != "raw")
+        order.check(self.path, options.limits, available=available, encoding=self._encoding)
         return order
 
     def _volume(self) -> Volume:
@@ -242,19 +240,23 @@ def open_writer(
             yield sink
 
 
-def read_header(path: Path) -> NrrdHeader:
-    """The header of an .nrrd or .nhdr file.
+def read_header(path: Path, limits: Limits | None = None) -> NrrdHeader:
+    """The header of an .nrrd or .nhdr file, as long as the limits allow.
 
     Raises:
         InputRefused: a line is neither a field, a comment nor a key with its value, or there is no end to them.
     """
+    limits = limits or allowed()
+    most = limits.text_bytes
     with path.open("rb") as file:
-        header = NrrdHeader(_line(file, path))
+        header = NrrdHeader(_line(file, path, most))
         if not re.fullmatch(r"NRRD000[1-9]", header.magic):
             msg = f"{mention(path.name)} is not an NRRD file."
             raise InputRefused(msg)
-        while line := _line(file, path):
+        lines = 0
+        while line := _line(file, path, most if lines < limits.text_lines else 0):
             _take_line(header, line, path)
+            lines += 1
         header.data_offset = file.tell()
     for name in ("type", "dimension", "sizes", "encoding"):
         if name not in header.fields:
@@ -267,9 +269,9 @@ def read_header(path: Path) -> NrrdHeader:
     return header
 
 
-def _line(file: BinaryIO, path: Path) -> str:
-    line = file.readline(HEADER_BYTES)
-    if file.tell() > HEADER_BYTES or len(line) == HEADER_BYTES:
+def _line(file: BinaryIO, path: Path, most: int) -> str:
+    line = file.readline(most)
+    if file.tell() > most or len(line) >= most:
         msg = f"{mention(path.name)} has an NRRD header without an end."
         raise InputRefused(msg)
     return line.decode("latin-1").rstrip("\r\n")

@@ -31,6 +31,13 @@ def bit_depth_and_colour(path: Path) -> tuple[int, int]:
     return head[24], head[25]
 
 
+def packed_row_bytes(path: Path, columns: int) -> int:
+    """Bytes of a row of pixels before compression, its filter's byte left out."""
+    depth, colour = bit_depth_and_colour(path)
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)
+    return columns * depth * channels // 8
+
+
 def kept_chunks(path: Path) -> list[Chunk]:
     """The chunks of a PNG that stay true of an enlarged picture; pixels are passed over unread."""
     kept: list[Chunk] = []

@@ -1,4 +1,4 @@
-"""Pictures: PNG, JPEG, TIFF (its pages are slices) and BMP, through Pillow; 16-bit colour PNG through ITK.
+"""Pictures: PNG, JPEG, TIFF (its pages are slices) and BMP, through Pillow; 16-bit colour PNG is read through ITK.
 
 Pixels are stored as they were: what turns them for display (EXIF orientation) stays a tag. Resolution tags are
 rescaled, so that a print keeps its size; they never become a spacing in the patient, because the dots per inch of a
@@ -21,10 +21,21 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from medsr_cli.errors import ArgumentsError, InputRefused, RunError, mention
+from medsr_cli.formats import png_deep
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.formats.boundary import refusing
+from medsr_cli.formats.bounded import open_bounded
 from medsr_cli.formats.contract import Derivation, Pixels, Reader, ReadOptions, Writer
-from medsr_cli.formats.png_chunks import bit_depth_and_colour, kept_chunks, rescaled, text_chunk, with_chunks
+from medsr_cli.formats.limits import DEFLATE_EXPANSION, Limits
+from medsr_cli.formats.png_chunks import (
+    bit_depth_and_colour,
+    kept_chunks,
+    packed_row_bytes,
+    rescaled,
+    text_chunk,
+    with_chunks,
+)
+from medsr_cli.formats.tiff_pages import count_pages
 from medsr_cli.formats.tiff_tags import kept_tags
 from medsr_cli.volume.volume import Volume
 
@@ -56,7 +67,7 @@ _MODES: dict[str, tuple[str, int, bool]] = {
 _WRITTEN: dict[str, dict[tuple[str, int], str]] = {
     "png": {
         ("u1", 1): "L", ("u1", 2): "LA", ("u1", 3): "RGB", ("u1", 4): "RGBA", ("u2", 1): "I;16",
-        ("u2", 3): "itk", ("u2", 4): "itk",
+        ("u2", 3): "deep", ("u2", 4): "deep",
     },
     "jpeg": {("u1", 1): "L", ("u1", 3): "RGB"},
     "bmp": {("u1", 1): "L", ("u1", 3): "RGB"},
@@ -65,7 +76,7 @@ _WRITTEN: dict[str, dict[tuple[str, int], str]] = {
         ("i4", 1): "I", ("f4", 1): "F",
     },
 }  # fmt: skip
-"""What each format can hold, and in which of Pillow's modes."""
+"""What each format can hold, and in which of Pillow's modes; `deep` is colour of 16 bits, which has none."""
 
 _LOSSY = "A JPEG result loses detail again when it is saved; name the output .png to keep it."
 
@@ -91,10 +102,16 @@ class RasterReader:
         with refusing(path, "is damaged, or of a kind of picture that is not read"), _opened(path) as image:
             # A preview behind a camera's JPEG makes it MPO, which is JPEG for whoever reads one picture.
             name = str(image.format).lower().replace("mpo", "jpeg")
-            pages = _pages(image, name, path)
+            pages = _pages(image, name, path, options.limits)
             self._kind = _kind(image, name, path)
             columns, rows = image.size
-            options.limits.check_size(path, rows, columns, pages, self._kind.channels * self._kind.dtype.itemsize)
+            pixel_bytes = self._kind.channels * self._kind.dtype.itemsize
+            options.limits.check_size(path, rows, columns, pages, pixel_bytes)
+            options.limits.check_expansion(path, rows * columns * pages * pixel_bytes, path.stat().st_size)
+            if name == "png":
+                # The pixels as they are packed: a palette's entries, or bits, are fewer than what becomes of them.
+                packed = rows * packed_row_bytes(path, columns)
+                options.limits.check_expansion(path, packed, path.stat().st_size, DEFLATE_EXPANSION)
             _check_pages(image, pages, path)
             self._compression = str(image.info.get("compression", "")) if name == "tiff" else None
         self.volume = Volume(
@@ -196,14 +213,18 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(path, formats=list(_PILLOW_NAMES.values())) as image:
+            with open_bounded(path) as file, Image.open(file, formats=list(_PILLOW_NAMES.values())) as image:
                 yield image
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             msg = f"{mention(path.name)} claims more pixels than a picture may have."
             raise InputRefused(msg, "Cut it into parts.") from error
 
 
-def _pages(image: Image.Image, name: str, path: Path) -> int:
+def _pages(image: Image.Image, name: str, path: Path, limits: Limits) -> int:
+    if name == "tiff" and count_pages(path, limits.slices) > limits.slices:
+        # Pillow would take each of them apart to count them.
+        msg = f"{mention(path.name)} has more than {limits.slices} pages, or one that leads back to another."
+        raise InputRefused(msg, "Cut it into parts.")
     pages = int(getattr(image, "n_frames", 1))
     if pages > 1 and name == "png":
         msg = f"{mention(path.name)} is an animation, whose frames are differences rather than pictures."
@@ -323,17 +344,6 @@ def _read_with_itk(path: Path) -> Pixels:
     return np.array(np.moveaxis(array, -1, 0), np.uint16, order="C")
 
 
-def _encoded_with_itk(pixels: Pixels, file: BinaryIO) -> bytes:
-    # ITK writes to a path; that of the temporary file is at hand, and is filled again behind it.
-    itk = _itk()
-    writer = itk.ImageFileWriter()
-    writer.SetImageIO("PNGImageIO")
-    writer.SetFileName(str(file.name))
-    writer.UseCompressionOn()
-    writer.Execute(itk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)), isVector=True))
-    return Path(file.name).read_bytes()
-
-
 def _to_pillow(pixels: Pixels, mode: str) -> Image.Image:
     array: NDArray[Any] = pixels[0] if pixels.shape[0] == 1 else np.moveaxis(pixels, 0, -1)
     if mode == "I;16":
@@ -369,10 +379,8 @@ class _PictureWriter:
         _check_all(self._taken, self._result)
 
     def _write_png(self, pixels: Pixels) -> None:
-        if self._mode == "itk":
-            png = _encoded_with_itk(pixels, self._file)
-            self._file.seek(0)
-            self._file.truncate()
+        if self._mode == "deep":
+            png = png_deep.encoded(pixels)
         else:
             buffer = io.BytesIO()
             _to_pillow(pixels, self._mode).save(buffer, "PNG", **self._options())

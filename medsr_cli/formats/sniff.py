@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from medsr_cli.errors import InputRefused, mention
+from medsr_cli.errors import InputRefused, mention, reason_of
 from medsr_cli.formats.contract import Format
 
 HEAD_BYTES = 4096
@@ -132,7 +132,7 @@ def _head(path: Path) -> bytes:
         msg = f"{mention(path)} does not exist."
         raise InputRefused(msg) from error
     except OSError as error:
-        msg = f"{mention(path.name)} cannot be read: {error.strerror or type(error).__name__}."
+        msg = f"{mention(path.name)} cannot be read: {reason_of(error)}."
         raise InputRefused(msg) from error
     if not head:
         msg = f"{mention(path.name)} is empty."

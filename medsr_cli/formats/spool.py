@@ -19,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr_cli.errors import RunError
+from medsr_cli.errors import RunError, reason_of
 
 SLAB_BYTES = 8 << 20
 """Planes that are turned at a time; there are two copies of them while they are."""
@@ -127,5 +127,5 @@ def _reported() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             msg = "The disk is full: there is no room for the temporary file of this volume."
             raise RunError(msg, "Free some space, or set TMPDIR to a larger disk.") from error
-        msg = f"The temporary file of this volume failed: {error.strerror or type(error).__name__}."
+        msg = f"The temporary file of this volume failed: {reason_of(error)}."
         raise RunError(msg, "Set TMPDIR to a folder that can be written to.") from error

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from medsr_cli.errors import InputRefused, RunError, mention
 from medsr_cli.formats.boundary import refusing
 from medsr_cli.formats.contract import Pixels, Reader
-from medsr_cli.formats.limits import Limits
+from medsr_cli.formats.limits import DEFLATE_EXPANSION, Limits
 from medsr_cli.formats.spool import SliceSpool
 from medsr_cli.volume.geometry import (
     Affine,
@@ -86,25 +86,25 @@ class VoxelOrder:
         i, j, k = self.shape
         return SliceSpool((k, j, i), 2 - self.slice_axis, self.channels * self.dtype.itemsize, folder)
 
-    def check(self, path: Path, limits: Limits, *, available: int, compressed: bool) -> None:
+    def check(self, path: Path, limits: Limits, *, available: int, encoding: str) -> None:
         """Compare what is claimed with the limits and with the bytes that are there.
 
         Args:
             path: the file that makes the claim.
             limits: the ceilings.
             available: bytes of the file that holds the voxels, from the first voxel on.
-            compressed: whether those bytes are compressed.
+            encoding: how those bytes are compressed: `raw`, `gzip`, `zlib` or `bzip2`.
 
         Raises:
             InputRefused: the claim is over a limit, or the file is too short for it.
         """
         rows, columns = self.plane_shape
         limits.check_size(path, rows, columns, self.slices, self.channels * self.dtype.itemsize)
-        if not compressed and available < self.total_bytes:
+        if encoding != "raw":
+            most = DEFLATE_EXPANSION if encoding in ("gzip", "zlib") else None
+            limits.check_expansion(path, self.total_bytes, max(available, 0), most)
+        elif available < self.total_bytes:
             msg = f"{mention(path.name)} is cut short: it has fewer voxels than its header says."
-            raise InputRefused(msg)
-        if compressed and self.total_bytes > limits.expansion_floor_bytes + limits.expansion * available:
-            msg = f"{mention(path.name)} claims to expand to more than {limits.expansion} times its size."
             raise InputRefused(msg)
 
 

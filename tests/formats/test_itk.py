@@ -243,7 +243,7 @@ META = "ObjectType = Image\nNDims = 3\nDimSize = {sizes}\nElementType = MET_SHOR
     ("name", "text", "phrase"),
     [
         ("a.nrrd", NRRD.format(sizes="30000 30000 30000", encoding="raw", more=""), "more than is allowed"),
-        ("a.nrrd", NRRD.format(sizes="4000 4000 100", encoding="gzip", more=""), "claims to expand"),
+        ("a.nrrd", NRRD.format(sizes="4000 4000 100", encoding="gzip", more=""), "compressed bytes can hold"),
         ("a.nrrd", NRRD.format(sizes="40 40 40", encoding="raw", more=""), "cut short"),
         ("a.nrrd", NRRD.format(sizes="-4 4 4", encoding="raw", more=""), "contradict"),
         ("a.nrrd", NRRD.format(sizes="4 4", encoding="raw", more=""), "contradict"),

@@ -337,3 +337,27 @@ def write_pages(target: Path, source, wrong) -> None:
     with create_image(target, source, source.volume, MADE_BY) as writer:
         for page in wrong:
             writer.write(page)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("kind", ["noise", "ramp", "constant"])
+def test_colours_of_16_bits_are_written_as_itk_reads_them(channels, kind, tmp_path):
+    from medsr_cli.formats.png_deep import encoded
+
+    rows, columns = np.mgrid[:37, :53]
+    plane = {"noise": None, "ramp": rows * 700 + columns * 300, "constant": rows * 0 + 4711}[kind]
+    if plane is None:
+        pixels = np.random.default_rng(2).integers(0, 65536, (channels, 37, 53)).astype(np.uint16)
+    else:
+        pixels = np.stack([plane + 1000 * at for at in range(channels)]).astype(np.uint16)
+    png = encoded(pixels)
+    (tmp_path / "a.png").write_bytes(png)
+    found = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.png"), imageIO="PNGImageIO"))
+    assert np.array_equal(np.moveaxis(found, -1, 0), pixels)
+    # Not larger than what libpng makes of it, by more than a twentieth.
+    image = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)), isVector=True)
+    sitk.WriteImage(image, str(tmp_path / "itk.png"), useCompression=True, imageIO="PNGImageIO")
+    assert len(png) <= (tmp_path / "itk.png").stat().st_size * 1.05 + 100
+    one = encoded(pixels[:, :1, :1])
+    (tmp_path / "a.png").write_bytes(one)
+    assert sitk.ReadImage(str(tmp_path / "a.png")).GetSize() == (1, 1)
