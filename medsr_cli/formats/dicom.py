@@ -7,7 +7,7 @@ around. Results are derived series, written by `dicom_write`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from medsr_cli.formats.dicom_headers import COLOUR, GREY, PALETTE, Instance
 from medsr_cli.formats.dicom_pixels import LOSSY, decode_frames, palette_is_deep
 from medsr_cli.formats.dicom_sequences import check_depth
 from medsr_cli.formats.dicom_series import (
-    SeriesSummary,
     Stack,
     arrange,
     choose_series,
@@ -118,6 +117,8 @@ class DicomReader:
             "time_points": self.stack.points,
             "rescale": "differs between slices" if self.real_values else f"{plane.slope:g} x + {plane.intercept:g}",
             "gantry_tilt_degrees": round(self.stack.tilt_degrees, 2),
+            "smallest_step_mm": self.stack.smallest_step_mm,
+            "largest_step_mm": self.stack.largest_step_mm,
             "spacing_at_detector": first.detector_spacing,
         }
 
@@ -131,26 +132,17 @@ def open_reader(path: Path, options: ReadOptions) -> DicomReader:
     if options.axis not in _AXES:
         msg = f"DICOM stays on its own slices: {mention(path.name)} cannot be upscaled along --axis {options.axis}."
         raise InputRefused(msg, "Leave --axis away, or convert to NIfTI first.")
-    found = find_series(path, options.limits)
-    instances = choose_series(found, options.series)
-    _check_limits(path, instances, options.limits)
-    stack = arrange(path, instances)
-    first = stack.frames[0].instance
-    with refusing(path.name, "reading the header"):
-        header = read_header(first.member)
+    with refusing(path.name, "reading the headers"):
+        found = find_series(path, options.limits)
+        instances = choose_series(found, options.series)
+        _check_limits(path, instances, options.limits)
+        stack = arrange(path, instances)
+        first = stack.frames[0].instance
+        header = read_header(first.member, options.limits)
         check_depth(header, options.limits.sequence_depth, path.name)
         deep = first.photometric == PALETTE and palette_is_deep(header)
-    real_values = _rescale_differs(path, stack)
-    return DicomReader(path, stack, _volume(stack, real_values, deep), real_values)
-
-
-def list_series(path: Path, options: ReadOptions) -> list[SeriesSummary]:
-    """All series with pixels that a path holds, those that cannot be upscaled with their reason.
-
-    Raises:
-        InputRefused: there is no DICOM file.
-    """
-    return find_series(path, options.limits).summaries()
+        real_values = _rescale_differs(path, stack)
+        return DicomReader(path, stack, _volume(stack, real_values, deep), real_values)
 
 
 def open_writer(
@@ -248,7 +240,7 @@ def _warnings(stack: Stack, real_values: bool) -> list[str]:
     return said
 
 
-def _check_limits(path: Path, instances: list[Instance], limits: Limits) -> None:
+def _check_limits(path: Path, instances: Sequence[Instance], limits: Limits) -> None:
     first = instances[0]
     frames = sum(instance.frames for instance in instances)
     per_pixel = max(i.bits_allocated // 8 for i in instances) * (3 if first.photometric in COLOUR | {PALETTE} else 1)
@@ -256,6 +248,4 @@ def _check_limits(path: Path, instances: list[Instance], limits: Limits) -> None
         limits.check_size(path, rows, columns, frames, per_pixel)
     packed = sum(i.member.size for i in instances)
     decoded = sum(i.rows * i.columns * i.frames * per_pixel for i in instances)
-    if decoded > max(limits.expansion_floor_bytes, limits.expansion * packed):
-        msg = f"{mention(path.name)} claims to decode to {decoded} bytes, more than is allowed for its size."
-        raise InputRefused(msg, "Check the header.")
+    limits.check_expansion(path, decoded, packed)

@@ -1,126 +1,205 @@
-"""Which files belong together, in which order their frames lie, and where the stack lies in the patient.
+"""Which series and stacks a path holds, what each is, and which one is meant.
 
-Images are grouped by SeriesInstanceUID and ordered along the normal of their slices. What cannot be a stack of
-equal slices is refused with the reason; uneven spacing and gantry tilt are not, for upscaling happens in the
-plane of each slice.
+Files are grouped by SeriesInstanceUID and separated into stacks (`dicom_stacks`). Everything is numbered in the order
+of the files' names, medsr's own results last, and stacks by what they hold, so that a number that was shown once means
+the same stack the next time. Headers are read once: what was found is kept for the openings that follow, as long as no
+file changes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from medsr_cli.errors import InputRefused, mention
-from medsr_cli.formats.dicom_files import Member, find_members, has_mark, promises_dicom, read_header, refusing
-from medsr_cli.formats.dicom_headers import GREY, PALETTE, Instance, Plane, read_instance
-from medsr_cli.formats.dicom_refusals import refusal
+from medsr_cli.formats.boundary import refusing as refusing_path
+from medsr_cli.formats.contract import ReadOptions
+from medsr_cli.formats.dicom_files import (
+    FileMember,
+    Member,
+    find_members,
+    has_mark,
+    promises_dicom,
+    read_header,
+    refusing,
+)
+from medsr_cli.formats.dicom_headers import Instance, read_instance
+from medsr_cli.formats.dicom_refusals import OWN_RESULT, SCREEN, aside, needs_header, refusal, refusal_of_header
+from medsr_cli.formats.dicom_stacks import FrameGroup, FrameRef, Stack, arrange, runs, separate
 from medsr_cli.formats.limits import Limits
-from medsr_cli.volume.geometry import LPS_FROM_RAS
 
-Vectors = NDArray[np.float64]
+__all__ = [
+    "Found",
+    "FrameGroup",
+    "FrameRef",
+    "Stack",
+    "StackSummary",
+    "Study",
+    "arrange",
+    "choose_series",
+    "find_series",
+    "list_series",
+    "named_stacks",
+    "runs",
+    "study_of",
+]
 
-SAME_PLACE_MM = 1e-3
-"""Slices closer than this along the normal are at the same place."""
-SAME_STACK_MM = 0.05
-"""Images at the same place further apart than this in the plane belong to different stacks."""
-SAME_DIRECTION = 1e-3
-"""Largest difference of a direction cosine within a stack (0.06 degrees)."""
-UNEVEN_MM, UNEVEN = 0.01, 0.01
-"""Steps between slices may differ by this many mm, or this part of a step, and still count as even."""
-TILT_DEGREES = 0.1
+KEPT_PATHS = 2
+"""Paths whose headers are kept; a run works on one after the other."""
+SHORTEST_PART = 3
+"""Characters of a SeriesInstanceUID that name it; fewer would be met by chance, by a number that no series has."""
+LISTED = 20
+"""Stacks that a sentence lists."""
 
 
 @dataclass(frozen=True)
-class SeriesSummary:
-    """One series of an input, for `inspect` and for the message that asks which one is meant."""
+class StackSummary:
+    """One stack of an input, for `inspect`, for choosing, and for the message that asks which one is meant."""
 
-    index: int
+    series: int
     """Counted from 1, in the order in which the series were found."""
+    stack: int
+    """Counted from 1 within the series."""
+    stacks: int
+    """Stacks of the series."""
     uid: str
+    """SeriesInstanceUID; for standard output and for the question which series is meant, nowhere else."""
     images: int
-    """Frames of all files."""
     rows: int
     columns: int
     modality: str
+    transfer_syntax: str
+    """Its name, or `unknown`."""
     refusal: str | None
-    """Why it cannot be upscaled, or None."""
+    """Why it cannot be upscaled, or None: the predicate of a sentence."""
+    aside: str | None
+    """Why it is upscaled only when it is named, or None: the predicate of a sentence."""
+
+    @property
+    def selector(self) -> str:
+        """What `--series` takes for this stack: `2`, or `2#1` where the series has several."""
+        return f"{self.series}#{self.stack}" if self.stacks > 1 else f"{self.series}"
+
+    @property
+    def title(self) -> str:
+        """`Series 2`, or `Series 2, stack 1`."""
+        return f"Series {self.series}, stack {self.stack}" if self.stacks > 1 else f"Series {self.series}"
 
     def line(self) -> str:
         """One line of a list; holds no text that a person wrote."""
-        what = f"{self.index}: {self.images} image(s) of {self.rows} x {self.columns}"
+        what = f"{self.selector}: {self.images} image(s) of {self.rows} x {self.columns}"
         return f"{what}, SeriesInstanceUID {self.uid or '(none)'}"
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a path holds: image files by series, and how many files could not be read."""
+class Study:
+    """Everything with pixels that a path holds."""
 
     path: Path
-    series: dict[str, list[Instance]]
+    stacks: tuple[StackSummary, ...]
+    unreadable: int
+    """DICOM files that could not be read; nothing is upscaled then, for slices may be missing anywhere."""
+    members: int
+    """DICOM files of any kind."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a path holds: stacks by series, and how many files could not be read."""
+
+    path: Path
+    series: dict[str, list[FrameGroup]]
     unreadable: int
     members: int
     """DICOM files of any kind."""
 
-    def summaries(self) -> list[SeriesSummary]:
-        """One summary for each series that has pixels."""
-        return [
-            SeriesSummary(
-                index=index,
-                uid=uid,
-                images=sum(instance.frames for instance in instances),
-                rows=instances[0].rows,
-                columns=instances[0].columns,
-                modality=instances[0].modality,
-                refusal=next((why for i in instances if (why := refusal(i)) is not None), None),
-            )
-            for index, (uid, instances) in enumerate(self.series.items(), 1)
-        ]
+    @cached_property
+    def study(self) -> Study:
+        """A summary of each stack."""
+        return Study(self.path, tuple(_summaries(self.series)), self.unreadable, self.members)
+
+    def group(self, stack: StackSummary) -> FrameGroup:
+        """The frames of one of the study's stacks."""
+        return self.series[stack.uid][stack.stack - 1]
+
+    def summaries(self) -> list[StackSummary]:
+        """One summary for each stack."""
+        return list(self.study.stacks)
 
 
-@dataclass(frozen=True, slots=True)
-class FrameRef:
-    """One frame of one file."""
+def study_of(path: Path, options: ReadOptions) -> Study:
+    """All stacks that a DICOM file, folder or zip archive holds; only headers are read, and kept for what follows.
 
-    instance: Instance
-    index: int
-
-    @property
-    def plane(self) -> Plane:
-        """Where it lies."""
-        return self.instance.planes[self.index]
+    Raises:
+        InputRefused: there is no DICOM file, or a single file cannot be read.
+    """
+    with refusing_path(path):
+        return find_series(path, options.limits).study
 
 
-@dataclass(frozen=True)
-class Stack:
-    """Frames in the order in which they are streamed: slice after slice, time point after time point."""
+def list_series(path: Path, options: ReadOptions) -> list[StackSummary]:
+    """The same as a list, those that cannot be upscaled with their reason.
 
-    frames: tuple[FrameRef, ...]
-    points: int = 1
-    """Images at each place."""
-    affine: NDArray[np.float64] | None = None
-    """(column, row, slice) to mm, RAS+."""
-    slice_spacing_mm: float | None = None
-    tilt_degrees: float = 0.0
-    warnings: tuple[str, ...] = ()
+    Raises:
+        InputRefused: there is no DICOM file.
+    """
+    return list(study_of(path, options).stacks)
 
 
 # -- finding --------------------------------------------------------------------------------------------------
 
+_kept: OrderedDict[tuple[object, ...], Found] = OrderedDict()
+_keeping = threading.Lock()
+
 
 def find_series(path: Path, limits: Limits) -> Found:
-    """Read the headers of all DICOM files that a path stands for.
+    """Read the headers of all DICOM files that a path stands for, or what was read before if no file has changed.
 
     Raises:
         InputRefused: there is no DICOM file, or a single file cannot be read.
     """
     members = find_members(path, limits)
+    key = (str(path.absolute()), limits, _state(path, members))
+    with _keeping:
+        found = _kept.get(key)
+        if found is not None:
+            _kept.move_to_end(key)
+            return found if found.path == path else replace(found, path=path)
+    found = _read_all(path, members, limits)
+    with _keeping:
+        for old in [old for old in _kept if old[0] == key[0]]:
+            del _kept[old]
+        _kept[key] = found
+        while len(_kept) > KEPT_PATHS:
+            _kept.popitem(last=False)
+    return found
+
+
+def _state(path: Path, members: Sequence[Member]) -> int:
+    """Changes when a file does: names, sizes and times of last change of all of them."""
+    with refusing(path.name, "looking for files"):
+        files = [member.path for member in members if isinstance(member, FileMember)] or [path]
+        status = [(str(file), *_times(file)) for file in files]
+    return hash((*status, len(members)))
+
+
+def _times(file: Path) -> tuple[int, ...]:
+    try:
+        s = file.stat()
+    except OSError:
+        return ()  # a link to nowhere
+    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
+
+
+def _read_all(path: Path, members: Sequence[Member], limits: Limits) -> Found:
     if len(members) == 1 and path.is_file() and members[0].name == path.name:
         return _single_file(path, members[0], limits)
     series: dict[str, list[Instance]] = {}
@@ -134,37 +213,8 @@ def find_series(path: Path, limits: Limits) -> Found:
     if not known:
         msg = f"{mention(path.name)} holds no DICOM file."
         raise InputRefused(msg, "Give the folder that the images are in.")
-    return Found(path, series, unreadable, known)
-
-
-def choose_series(found: Found, wanted: str | None) -> list[Instance]:
-    """The images of the one series that is meant.
-
-    Raises:
-        InputRefused: there is none, or several and none is named; the sentence lists them.
-    """
-    name = found.path.name
-    if not found.series:
-        if found.unreadable:
-            raise _unreadable(found)
-        msg = f"{mention(name)} holds DICOM files but no image."
-        raise InputRefused(msg, "Give the folder that the images are in.")
-    summaries = found.summaries()
-    if wanted is not None:
-        chosen = _matching(found, summaries, wanted)
-    else:
-        usable = [summary for summary in summaries if summary.refusal is None]
-        if len(usable) > 1:
-            msg = f"{mention(name)} holds {len(usable)} series: {'; '.join(s.line() for s in usable)}."
-            raise InputRefused(msg, "Say which one with --series UID.")
-        chosen = usable[0] if usable else summaries[0]
-    if chosen.refusal is not None:
-        where = "" if len(summaries) == 1 else f" (series {chosen.index})"
-        msg = f"{mention(name)}{where} {chosen.refusal}."
-        raise InputRefused(msg)
-    if found.unreadable:
-        raise _unreadable(found)
-    return found.series[chosen.uid]
+    groups = {uid: separate(instances, limits.slices) for uid, instances in series.items()}
+    return Found(path, groups, unreadable, known)
 
 
 def _single_file(path: Path, member: Member, limits: Limits) -> Found:
@@ -172,14 +222,15 @@ def _single_file(path: Path, member: Member, limits: Limits) -> Found:
         if not has_mark(member):
             msg = f"{mention(path.name)} is not a DICOM file: it lacks the file meta information that starts with DICM."
             raise InputRefused(msg, "Export it as a DICOM file (part 10).")
-        instance = read_instance(member, limits.slices)
-        if instance.sop_class == "1.2.840.10008.1.3.10" or "DirectoryRecordSequence" in read_header(member):
+        instance = read_instance(member, limits.slices, limits)
+        listing = instance.pixels is None and "DirectoryRecordSequence" in read_header(member, limits)
+        if instance.sop_class == "1.2.840.10008.1.3.10" or listing:
             msg = f"{mention(path.name)} is a DICOMDIR, a list of files and not an image."
             raise InputRefused(msg, "Give the folder that the images are in.")
     if instance.pixels is None and not instance.mosaic:
         msg = f"{mention(path.name)} has no pixels: it is not an image."
         raise InputRefused(msg)
-    return Found(path, {instance.series: [instance]}, 0, 1)
+    return Found(path, {instance.series: separate([instance], limits.slices)}, 0, 1)
 
 
 def _try_instance(member: Member, limits: Limits) -> tuple[Instance | None, str]:
@@ -188,7 +239,7 @@ def _try_instance(member: Member, limits: Limits) -> tuple[Instance | None, str]
         with refusing(member.name, "reading the header"):
             if not has_mark(member):
                 return None, "unreadable" if promises_dicom(member) else "other"
-            instance = read_instance(member, limits.slices)
+            instance = read_instance(member, limits.slices, limits)
     except InputRefused:
         return None, "unreadable"
     if instance.pixels is not None or instance.rows > 0:
@@ -198,162 +249,142 @@ def _try_instance(member: Member, limits: Limits) -> tuple[Instance | None, str]
     return None, "unreadable" if not kind or "Image Storage" in kind.name else "no image"
 
 
-def _matching(found: Found, summaries: list[SeriesSummary], wanted: str) -> SeriesSummary:
-    exact = [s for s in summaries if s.uid == wanted]
-    partial = [s for s in summaries if s.uid.startswith(wanted) or s.uid.endswith(wanted)]
-    chosen = exact or partial
-    if len(chosen) == 1 and wanted:
-        return chosen[0]
-    why = "matches more than one" if chosen else "matches none"
-    msg = f"--series {why} of the series in {mention(found.path.name)}: {'; '.join(s.line() for s in summaries)}."
-    raise InputRefused(msg, "Give the whole SeriesInstanceUID.")
+# -- what each stack is ---------------------------------------------------------------------------------------
+
+
+def _summaries(series: dict[str, list[FrameGroup]]) -> list[StackSummary]:
+    found = [
+        [_summary(0, uid, at, len(groups), group) for at, group in enumerate(groups, 1)]
+        for uid, groups in series.items()
+    ]
+    # Results that were put into the study come last: what it had before keeps its numbers.
+    found.sort(key=lambda stacks: all(stack.aside == OWN_RESULT for stack in stacks))
+    stacks = [replace(stack, series=index) for index, stacks in enumerate(found, 1) for stack in stacks]
+    # A screen that was saved is an image for reading where there is no other.
+    if not any(stack.refusal is None and stack.aside is None for stack in stacks):
+        stacks = [replace(stack, aside=None) if stack.aside == SCREEN else stack for stack in stacks]
+    # What is there alone is what is meant.
+    return [replace(stack, aside=None) for stack in stacks] if len(stacks) == 1 else stacks
+
+
+def _summary(index: int, uid: str, at: int, stacks: int, group: FrameGroup) -> StackSummary:
+    first = group.first.instance
+    syntax = UID(first.transfer_syntax)
+    why = group.refusal or next((why for instance in group if (why := refusal(instance)) is not None), None)
+    beside = None
+    if why is None:
+        with contextlib.suppress(InputRefused), refusing(first.member.name, "reading the header"):
+            # What cannot be read here is said when the stack is opened.
+            header = read_header(first.member) if needs_header(first) else Dataset()
+            why = refusal_of_header(header)
+            beside = aside(first, header, localiser=group.localiser)
+    return StackSummary(
+        series=index,
+        stack=at,
+        stacks=stacks,
+        uid=uid,
+        images=group.images,
+        rows=first.rows,
+        columns=first.columns,
+        modality=first.modality if first.modality.isalpha() and len(first.modality) <= 8 else "",
+        transfer_syntax=syntax.name if syntax.is_transfer_syntax else "unknown",
+        refusal=why,
+        aside=beside,
+    )
+
+
+# -- choosing -------------------------------------------------------------------------------------------------
+
+
+def choose_series(found: Found, wanted: str | None) -> FrameGroup:
+    """The frames of the one stack that is meant.
+
+    Args:
+        found: what the path holds.
+        wanted: as `ReadOptions.series`, see `named_stacks`; None is the only stack that suits.
+
+    Raises:
+        InputRefused: there is none, or several and none is named; the sentence lists them.
+    """
+    name, study = mention(found.path.name), found.study
+    if not study.stacks and not found.unreadable:
+        msg = f"{name} holds DICOM files but no image."
+        raise InputRefused(msg, "Give the folder that the images are in.")
+    if found.unreadable:
+        raise _unreadable(found)
+    meant = study.stacks if wanted is None else named_stacks(study, wanted)
+    usable = [stack for stack in meant if stack.refusal is None]
+    if wanted is None:
+        usable = [stack for stack in usable if stack.aside is None] or usable
+    if not usable:
+        raise _refused(name, meant, alone=len(study.stacks) == 1)
+    if len(usable) > 1:
+        several = len({stack.uid for stack in usable})
+        what = f"{several} series" if several == len(usable) else f"{len(usable)} stacks of {several} series"
+        msg = f"{name} holds {what}: {_listed([stack.line() for stack in usable])}."
+        raise InputRefused(msg, f"Say which one with --series, for example --series {usable[0].selector}.")
+    return found.group(usable[0])
+
+
+def named_stacks(study: Study, wanted: str) -> tuple[StackSummary, ...]:
+    """The stacks that `--series` names: one, or all of one series.
+
+    Args:
+        study: what the path holds.
+        wanted: the number of a series as `inspect` shows it, its SeriesInstanceUID, or a beginning or end of that which
+            no other has, three characters or more; with `#2` after it, the second stack of that series.
+
+    Raises:
+        InputRefused: it names no series, or more than one; the sentence lists them.
+    """
+    text, mark, number = wanted.strip().partition("#")
+    series = _named_series(study, text)
+    stacks = tuple(stack for stack in study.stacks if stack.series in series)
+    listed = _listed([stack.line() for stack in study.stacks])
+    if len(series) != 1:
+        why = "matches more than one" if series else "matches none"
+        msg = f"--series {why} of the series in {mention(study.path.name)}: {listed}."
+        raise InputRefused(msg, "Give the number before the colon, or the whole SeriesInstanceUID.")
+    if not mark:
+        return stacks
+    chosen = tuple(stack for stack in stacks if number == str(stack.stack))
+    if not chosen:
+        msg = f"--series names a stack that is not in {mention(study.path.name)}: {listed}."
+        raise InputRefused(msg, "Give the number before the colon.")
+    return chosen
+
+
+def _named_series(study: Study, text: str) -> set[int]:
+    """Numbers of the series that a text names: by its number, else by its UID, else by a part of that."""
+    if not text:
+        return set()
+    part = len(text) >= SHORTEST_PART
+    for names in (
+        lambda stack: str(stack.series) == text,
+        lambda stack: stack.uid == text,
+        lambda stack: part and (stack.uid.startswith(text) or stack.uid.endswith(text)),
+    ):
+        found = {stack.series for stack in study.stacks if names(stack)}
+        if found:
+            return found
+    return set()
+
+
+def _refused(name: str, stacks: Sequence[StackSummary], *, alone: bool) -> InputRefused:
+    """No stack can be upscaled: the reason, or each stack's own."""
+    reasons = list(dict.fromkeys(stack.refusal for stack in stacks))
+    if len(reasons) == 1:
+        where = "" if alone else f" (series {stacks[0].selector})" if len(stacks) == 1 else f" ({len(stacks)} stacks)"
+        return InputRefused(f"{name}{where} {reasons[0]}.")
+    listed = _listed([f"{stack.title} {stack.refusal}" for stack in stacks])
+    return InputRefused(f"Nothing in {name} can be upscaled: {listed}.")
+
+
+def _listed(lines: Sequence[str]) -> str:
+    more = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return "; ".join([*lines[:LISTED], *more])
 
 
 def _unreadable(found: Found) -> InputRefused:
     msg = f"{found.unreadable} of the {found.members} DICOM files in {mention(found.path.name)} cannot be read."
     return InputRefused(msg, "A slice would be missing: export the series anew, or take the broken files away.")
-
-
-# -- arranging ------------------------------------------------------------------------------------------------
-
-
-def arrange(path: Path, instances: Sequence[Instance]) -> Stack:
-    """Put the frames of one series in order.
-
-    Raises:
-        InputRefused: they are not equal slices of one stack (or of several complete ones at the same places).
-    """
-    _check_alike(path, instances)
-    frames = [FrameRef(instance, index) for instance in instances for index in range(instance.frames)]
-    placed = [frame for frame in frames if frame.plane.position_mm is not None]
-    if not placed:
-        _check_spacing(path, instances)
-        return _unplaced(frames, instances)
-    if len(placed) < len(frames):
-        raise _no_stack(path, "holds images with and without a position")
-    _check_directions(path, placed)
-    _check_spacing(path, instances)
-    ordered, points = _ordered(path, placed)
-    return _located(ordered, points)
-
-
-def _check_alike(path: Path, instances: Sequence[Instance]) -> None:
-    first = instances[0]
-    if any((i.rows, i.columns) != (first.rows, first.columns) for i in instances):
-        raise _no_stack(path, "holds images of different sizes (a localiser, perhaps)")
-    kinds = {(i.photometric if i.photometric in GREY | {PALETTE} else "colour", i.stored_dtype) for i in instances}
-    if len(kinds) > 1:
-        raise _no_stack(path, "holds pixels of different kinds")
-    identities = [i.sop_instance for i in instances if i.sop_instance]
-    if len(set(identities)) < len(identities):
-        raise _no_stack(path, "holds the same image more than once")
-    if not all(i.pixels is not None for i in instances):
-        raise _no_stack(path, "holds images without pixels")
-
-
-def _check_spacing(path: Path, instances: Sequence[Instance]) -> None:
-    spacings = [plane.spacing_mm for i in instances for plane in i.planes]
-    known = [spacing for spacing in spacings if spacing is not None]
-    differs = known and (len(known) < len(spacings) or not np.allclose(known, known[0], rtol=1e-3, atol=0))
-    if differs:
-        raise _no_stack(path, "holds pixels of different sizes in mm")
-
-
-def _unplaced(frames: list[FrameRef], instances: Sequence[Instance]) -> Stack:
-    ordered = sorted(frames, key=lambda frame: (frame.instance.number or 0, frame.instance.member.name, frame.index))
-    warnings: tuple[str, ...] = ()
-    if len(instances) > 1:
-        warnings = ("The images carry no position; they are taken in the order of their instance numbers.",)
-    return Stack(tuple(ordered), warnings=warnings)
-
-
-def _check_directions(path: Path, frames: list[FrameRef]) -> None:
-    first = np.array(frames[0].plane.orientation)
-    if any(np.abs(np.array(frame.plane.orientation) - first).max() > SAME_DIRECTION for frame in frames):
-        raise _no_stack(path, "holds slices in different directions (a localiser, perhaps)")
-
-
-def _ordered(path: Path, frames: list[FrameRef]) -> tuple[list[FrameRef], int]:
-    """Frames along the normal; where there are several at each place, one complete stack after the other."""
-    normal = _normal(frames[0].plane)
-    heights = np.array([_position(frame) @ normal for frame in frames])
-    places: list[list[FrameRef]] = []
-    last = -math.inf
-    for at in np.argsort(heights, kind="stable"):
-        if heights[at] - last > SAME_PLACE_MM:
-            places.append([])
-        last = heights[at]
-        places[-1].append(frames[at])
-    points = len(places[0])
-    if any(len(place) != points for place in places):
-        raise _no_stack(path, "has more images at some places than at others: slices are missing or doubled")
-    for place in places:
-        place.sort(key=_acquired)
-        here = np.array([_position(frame) for frame in place])
-        if np.abs(here - here[0]).max() > SAME_STACK_MM:
-            raise _no_stack(path, "holds stacks that lie side by side")
-    return [place[point] for point in range(points) for place in places], points
-
-
-def _acquired(frame: FrameRef) -> tuple[Any, ...]:
-    return frame.plane.temporal, frame.instance.number or 0, frame.instance.member.name, frame.index
-
-
-def _located(frames: list[FrameRef], points: int) -> Stack:
-    """The affine of the first stack, if its steps are even."""
-    first = frames[0].plane
-    stack = frames[: len(frames) // points]
-    positions = np.array([_position(frame) for frame in stack])
-    normal = _normal(first)
-    warnings: list[str] = []
-    if points > 1:
-        warnings.append(f"There are {points} images at each place; they are taken as {points} time points.")
-    step, known_step, even = _step(positions, normal, stack[0].instance.slice_spacing_mm)
-    if not even:
-        warnings.append("The slices are not evenly spaced (some may be missing); each is upscaled in its own plane.")
-    cosine = abs(float(step @ normal)) / (float(np.linalg.norm(step)) or 1.0)
-    tilt = math.degrees(math.acos(min(cosine, 1.0)))
-    if even and tilt > TILT_DEGREES:
-        warnings.append(f"The slices are shifted against each other (gantry tilt of {tilt:.1f} degrees).")
-    affine = None
-    if even and first.spacing_mm is not None and first.orientation is not None:
-        lps = np.eye(4)
-        lps[:3, 0] = np.array(first.orientation[:3]) * first.spacing_mm[1]
-        lps[:3, 1] = np.array(first.orientation[3:]) * first.spacing_mm[0]
-        lps[:3, 2], lps[:3, 3] = step, positions[0]
-        affine = LPS_FROM_RAS @ lps
-    spacing = float(np.linalg.norm(step)) if even and known_step else None
-    return Stack(tuple(frames), points, affine, spacing, tilt if even else 0.0, tuple(warnings))
-
-
-def _step(positions: Vectors, normal: Vectors, thickness_mm: float | None) -> tuple[Vectors, bool, bool]:
-    """The way from slice to slice, whether the file says how long it is, and whether it is always the same."""
-    if len(positions) == 1:
-        return normal * (thickness_mm or 1.0), thickness_mm is not None, True
-    steps = np.diff(positions, axis=0)
-    mean: Vectors = (positions[-1] - positions[0]) / (len(positions) - 1)
-    allowed = max(UNEVEN_MM, UNEVEN * float(np.linalg.norm(mean)))
-    even = bool(np.linalg.norm(steps - mean, axis=1).max() <= allowed)
-    return mean, True, even
-
-
-def _normal(plane: Plane) -> Vectors:
-    along, down = np.split(np.array(plane.orientation), 2)
-    return np.cross(along, down)
-
-
-def _position(frame: FrameRef) -> Vectors:
-    return np.array(frame.plane.position_mm)
-
-
-def _no_stack(path: Path, why: str) -> InputRefused:
-    return InputRefused(f"{mention(path.name)} {why}.", "Give a series (or a folder) of equal slices.")
-
-
-def runs(frames: Sequence[FrameRef]) -> Iterator[tuple[Instance, list[int]]]:
-    """Neighbouring frames of the same file taken together."""
-    start = 0
-    for at in range(1, len(frames) + 1):
-        if at == len(frames) or frames[at].instance is not frames[start].instance:
-            yield frames[start].instance, [frame.index for frame in frames[start:at]]
-            start = at
