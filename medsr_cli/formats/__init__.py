@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from medsr_cli.errors import ArgumentsError, InputRefused, mention
-from medsr_cli.formats.contract import Derivation, Reader, ReadOptions, Writer
+from medsr_cli.formats.boundary import refusing
+from medsr_cli.formats.contract import Derivation, DicomOutput, Reader, ReadOptions, Writer
 from medsr_cli.formats.sniff import BY_NAME, FORMATS, FormatEntry, sniff, split_suffix
 from medsr_cli.volume.volume import Volume
 
@@ -18,8 +19,10 @@ __all__ = [
     "create_image",
     "default_name",
     "format_of_name",
+    "is_enhanced",
     "is_image_name",
     "open_image",
+    "series_name",
     "stem_of_name",
     "writable_suffixes",
 ]
@@ -40,7 +43,8 @@ def open_image(path: Path, options: ReadOptions | None = None) -> Reader:
     Raises:
         InputRefused: it is missing, damaged, too large, or nothing that is read here.
     """
-    return sniff(path).load().open_reader(path, options or ReadOptions())
+    with refusing(path):
+        return sniff(path).load().open_reader(path, options or ReadOptions())
 
 
 def create_image(
@@ -116,6 +120,24 @@ def default_name(path: Path, suffix: str, format_name: str | None = None) -> Pat
     if not entry.writable:
         extension = ".nii.gz"
     return path.with_name(stem + suffix + _ONE_FILE.get(extension.lower(), extension))
+
+
+def is_enhanced(reader: Reader) -> bool:
+    """Whether an opened image is an enhanced DICOM object, which can be written as one object again."""
+    if reader.volume.format != "dicom":
+        return False
+    from medsr_cli.formats.dicom_outputs import has_enhanced  # noqa: PLC0415 - needs pydicom
+
+    return has_enhanced(reader)
+
+
+def series_name(target: Path, reader: Reader, dicom: DicomOutput) -> Path:
+    """A derived name as it is, or without its suffix where one DICOM file becomes a series of several."""
+    if reader.volume.format != "dicom" or target.suffix.lower() != ".dcm" or reader.volume.slices == 1:
+        return target
+    from medsr_cli.formats.dicom_outputs import files_of  # noqa: PLC0415 - needs pydicom
+
+    return target.with_suffix("") if files_of(reader, dicom.multiframe) > 1 else target
 
 
 def is_image_name(path: Path) -> bool:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from medsr_cli.formats.limits import Limits
+from medsr_cli.formats.limits import Limits, allowed
 from medsr_cli.volume.volume import Volume
 
 Pixels = NDArray[Any]
@@ -36,7 +36,7 @@ class ReadOptions:
     """Slice axis: `auto`, an anatomical plane, or `0`, `1`, `2`."""
     series: str | None = None
     """SeriesInstanceUID (or an unambiguous part of it) in a DICOM folder that holds several."""
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = field(default_factory=allowed)
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class DicomOutput:
     """Write an enhanced multi-frame source as such an object again, instead of classic single frames."""
     private_tags: str = "safe"
     """Which private elements are kept: a name of `dicom_private.RULES`."""
+    ordinal: int = 0
+    """Which of several results that one source series has, from 0."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Derivation:
     checkpoint_sha256: str | None = None
     degradation: str | None = None
     """The degradation that the checkpoint was trained to undo."""
+    remarks: tuple[str, ...] = ()
+    """What else was done, a sentence each."""
     settings: str = ""
     """Digest of everything else that decides the pixels: region, guide, ensemble, fit, precision."""
     dicom: DicomOutput = field(default_factory=DicomOutput)

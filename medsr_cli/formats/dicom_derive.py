@@ -1,56 +1,84 @@
 """The header of a derived image: what stays, what changes, what goes, and what is said about where it comes from.
 
-What stays is everything that no line below names: patient, study, frame of reference, acquisition, window and
-VOI tables, rescale, padding value, private tags. What goes, and why:
+What stays is everything that no line below names: patient, study, frame of reference, acquisition (its matrix,
+sampling, bandwidth, reconstruction diameter, tilt, dates), patient position, window and VOI tables, modality tables
+and rescale slice by slice, padding values, lossy history, flags of burned-in annotation and of de-identification,
+references to other images and to procedures, and every text to the byte (`dicom_texts`).
+
+What changes:
+
+| tags | to | by |
+|---|---|---|
+| UIDs of image, series, concatenation | new ones, fresh or stable | `dicom_identity` |
+| StudyInstanceUID | the source's; where it names none, one new study for the series, which is said | `dicom_identity` |
+| FrameOfReferenceUID | the source's; where it names none, none: nothing claims to lie in the same place | |
+| SeriesNumber | the source's and 1000; and 1000 more for each further result of the same series | here |
+| SeriesDescription | the source's, then ` x4 rdst-e`, then ` 2` for a second result: 64 characters in all | here |
+| dates and times of creation | now; none with stable UIDs, for one object says one thing | here |
+| grid, spacing, position, regions, shutters | the finer grid | `dicom_grid` |
+| overlays | the finer grid, nearest neighbour | `dicom_overlays` |
+| derivation, equipment, comments | what was done | `dicom_provenance` |
+| PhotometricInterpretation, transfer syntax | as the pixels are packed | `dicom_encode` |
+| SmallestImagePixelValue, LargestImagePixelValue | the result's, US or SS; none where they are not known | here |
+| LossyImageCompression, its ratio and method | set where the source's transfer syntax always loses something | here |
+
+SpatialResolution, DetectorElementSpacing, FieldOfViewOrigin, ReconstructionPixelSpacing and their like describe the
+equipment or the first reconstruction, not the pixels stored, and stay.
+
+What goes, and why:
 
 | tags | why |
 |---|---|
-| overlays (60xx), bitmap shutter, icon, histogram | pictures and counts of the source's pixels on the source's grid |
-| smallest and largest pixel values | no longer true; optional |
+| overlays in the bits of the pixels, curves drawn in pixels, icon, histogram | of the source's pixels on its grid |
+| pixel values of the series or of planes | no longer true; optional |
 | palettes | the result has the colours themselves |
 | digital signatures, MAC parameters | they sign other bytes |
 | pixel offset tables, padding after the pixels, private groups after the pixels | they belong to other bytes |
 | of enhanced MR, how it was acquired | a derived image may not say so (type 1C, as dciodvfy reads it) |
 | InstanceCreatorUID, PixelDataProviderURL | another creator; another place |
-| Rows, Columns, spacings and positions inside private sequences | a scanner's own copy of a grid that is gone |
+| private elements | those about the grid, and by `--private-tags` more: see `dicom_private` |
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.sequence import Sequence
 from pydicom.uid import (
     UID,
     CTImageStorage,
-    ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
     JPEGLSNearLossless,
     MRImageStorage,
     SecondaryCaptureImageStorage,
-    generate_uid,
 )
 from pydicom.valuerep import format_number_as_ds
 
 from medsr_cli.formats.contract import Derivation
+from medsr_cli.formats.dicom_encode import SYNTAXES, photometric_after
 from medsr_cli.formats.dicom_grid import Grid, rewrite_grid
 from medsr_cli.formats.dicom_headers import PALETTE, Instance
+from medsr_cli.formats.dicom_identity import Frame, FreshIdentities, Identities, StableIdentities
+from medsr_cli.formats.dicom_overlays import rewrite_overlays
+from medsr_cli.formats.dicom_private import prune_private
+from medsr_cli.formats.dicom_provenance import label, plain, tell
 from medsr_cli.formats.dicom_sequences import nested
+from medsr_cli.formats.dicom_texts import hold_texts, put_behind
 from medsr_cli.volume.volume import Volume
 
 IMPLEMENTATION_CLASS = UID("2.25.96133540152216183520968364410716431747")
 """Marks files written by medsr; a random UUID, drawn once."""
 
-MANUFACTURER = "medsr"
 LARGEST_INTEGER_STRING = 2**31 - 1
-RESAMPLED = ("113085", "Spatial resampling")
-SOURCE_IMAGE = ("121322", "Source image for image processing operation")
-MODIFYING = ("109103", "Modifying Equipment")
-INTERPOLATIONS = ("bicubic", "lanczos")
+SERIES_STEP = 1000
+"""Between the number of a source series and those of its results."""
+WIDEST_EXTREMES = 16
+"""Bits that SmallestImagePixelValue and its like hold (US or SS)."""
+NO_STUDY = "The source names no study, so the result got a study of its own."
 
 _GONE = (
     "IconImageSequence", "HistogramSequence", "SmallestImagePixelValue", "LargestImagePixelValue",
@@ -75,25 +103,6 @@ _LOSSY_METHODS = {
     JPEGLSNearLossless: "ISO_14495_1",
 }
 
-_ENHANCED = frozenset({
-    "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2", "1.2.840.10008.5.1.4.1.1.4.1",
-    "1.2.840.10008.5.1.4.1.1.4.3", "1.2.840.10008.5.1.4.1.1.4.4", "1.2.840.10008.5.1.4.1.1.128.1",
-    "1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.6.2", "1.2.840.10008.5.1.4.1.1.12.1.1",
-    "1.2.840.10008.5.1.4.1.1.12.2.1", "1.2.840.10008.5.1.4.1.1.13.1.1", "1.2.840.10008.5.1.4.1.1.13.1.2",
-    "1.2.840.10008.5.1.4.1.1.13.1.3",
-})  # fmt: skip
-"""Storage classes whose images are PRIMARY by definition, even when they are derived."""
-
-_ENHANCED_MR = frozenset({"1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.3"})
-_MR_ACQUIRED = (
-    "PulseSequenceName", "MRAcquisitionType", "EchoPulseSequence", "MultiPlanarExcitation", "PhaseContrast",
-    "TimeOfFlightContrast", "SteadyStatePulseSequence", "EchoPlanarPulseSequence", "SaturationRecovery",
-    "SpectrallySelectedSuppression", "OversamplingPhase", "GeometryOfKSpaceTraversal",
-    "RectilinearPhaseEncodeReordering", "SegmentedKSpaceTraversal", "CoverageOfKSpace",
-    "NumberOfKSpaceTrajectories", "BulkMotionCompensationTechnique",
-)  # fmt: skip
-"""How an enhanced MR image was acquired; dciodvfy holds that a derived one must not say so (type 1C)."""
-
 _WORD_BYTES = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
 
 
@@ -104,126 +113,109 @@ class Lineage:
     derivation: Derivation
     grid: Grid
     result: Volume
-    series_uid: str = field(default_factory=lambda: str(generate_uid(prefix=None)))
+    frames: tuple[Frame, ...] = ()
+    """All that the series is made of, in order; stable UIDs cannot be had without."""
+    ordinal: int = 0
+    """Which of several results of one series this is, from 0: stacks, intermediate results."""
     now: datetime = field(default_factory=datetime.now)
-    concatenations: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    """What is lost or added, a sentence each; complete when the last header was derived."""
+
+    @cached_property
+    def identities(self) -> Identities:
+        """Where UIDs come from.
+
+        Raises:
+            ValueError: stable ones are asked for, and nothing is known of the frames.
+        """
+        derivation, grid = self.derivation, self.grid
+        if not derivation.dicom.stable_uids:
+            return FreshIdentities()
+        if not self.frames:
+            msg = "stable UIDs follow from the frames of the source"
+            raise ValueError(msg)
+        sizes = (grid.rows, grid.columns, grid.new_rows, grid.new_columns, *grid.first)
+        return StableIdentities.derived(derivation, sizes, self.frames, self.ordinal)
 
     @property
-    def label(self) -> str:
-        """For a series description: ` x4 rdst-e`."""
-        down, across = (f"{scale:g}" for scale in self.derivation.scale)
-        return _plain(
-            f" x{down} {self.derivation.method}" if down == across else f" x{down},{across} {self.derivation.method}"
-        )
+    def series_uid(self) -> str:
+        """SeriesInstanceUID of all files."""
+        return self.identities.series()
 
-    @property
-    def description(self) -> str:
-        """One paragraph: what was done, by what, and what it must not be used for."""
-        d = self.derivation
-        kind = "Interpolated" if d.method in INTERPOLATIONS else "AI-derived"
-        parts = [f"{kind}, not for primary diagnosis: enlarged in the plane{self.label} by {d.software}."]
-        if self.grid.part is not None:
-            row, column = self.grid.part
-            parts.append(f"A region of {self.grid.columns} x {self.grid.rows} pixels from x {column}, y {row}.")
-        if d.checkpoint_id:
-            parts.append(f"Checkpoint {d.checkpoint_id}.")
-        if d.degradation:
-            parts.append(f"Trained to undo {d.degradation}.")
-        return _plain(" ".join(parts))
+    def say(self, sentence: str) -> None:
+        """Keep a sentence for the user, once."""
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
 
 
-def derive_header(ds: Dataset, instance: Instance, lineage: Lineage, number: int | None) -> None:
+def derive_header(
+    ds: Dataset,
+    instance: Instance,
+    lineage: Lineage,
+    number: int | None,
+    *,
+    frame: int | None = None,
+    extremes: tuple[int, int] | None = None,
+) -> None:
     """Turn the header of a source file into that of its derived file, in place.
 
+    Nothing in `ds` may be shared with another data set that is to be derived, for nested items are changed as well.
+
     Args:
-        ds: all tags of the source but its pixels.
+        ds: all tags of the source but its pixels; for one frame of an enhanced object, those of a classic object that
+            stands for it, SOPClassUID included, which then stays.
+        instance: the source file. References name its own class and instance.
+        lineage: what the whole series shares; its `warnings` grow.
         number: the InstanceNumber to give, or None to keep it.
+        frame: the frame of the source file that this single-frame file holds, counted from 0; None for all of them.
+        extremes: smallest and largest stored value of the result; None where they are not known.
     """
+    hold_texts(ds)
     _swap_words(ds, instance)
+    placed = instance if frame is None else replace(instance, planes=(instance.planes[frame],))
+    prune_private(ds, lineage.derivation.dicom.private_tags, placed.planes)
     for keyword in _GONE:
         if keyword in ds:
             delattr(ds, keyword)
-    for tag in [tag for tag in ds.keys() if 0x6000 <= tag.group <= 0x60FF or tag.group >= 0x7FE0]:  # noqa: SIM118
+    for sentence in rewrite_overlays(ds, lineage.grid, frame):
+        lineage.say(sentence)
+    for tag in [tag for tag in ds.keys() if tag.group >= 0x7FE0]:  # noqa: SIM118
         del ds[tag]
-    rewrite_grid(ds, instance, lineage.grid)
-    _rewrite_pixel_module(ds, instance, lineage.result)
-    _identify(ds, instance, lineage, number)
-    _tell(ds, instance, lineage)
+    rewrite_grid(ds, placed, lineage.grid)
+    _rewrite_pixel_module(ds, instance, lineage, extremes)
+    _identify(ds, instance, lineage, number, frame)
+    tell(ds, instance, lineage, frame)
     ds.file_meta = _file_meta(ds, lineage)
     ds.preamble = b"\0" * 128  # a source's preamble may hold anything
 
 
-def _identify(ds: Dataset, instance: Instance, lineage: Lineage, number: int | None) -> None:
-    ds.SOPClassUID = instance.sop_class or _class_of(instance.modality)
-    ds.SOPInstanceUID = generate_uid(prefix=None)
-    ds.SeriesInstanceUID = lineage.series_uid
-    ds.SeriesNumber = _series_number(ds)
+def _identify(ds: Dataset, instance: Instance, lineage: Lineage, number: int | None, frame: int | None) -> None:
+    identities = lineage.identities
+    if frame is None or "SOPClassUID" not in ds:
+        ds.SOPClassUID = instance.sop_class or _class_of(instance.modality)
+    ds.SOPInstanceUID = identities.image(instance, frame)
+    ds.SeriesInstanceUID = identities.series()
+    if not instance.study:
+        ds.StudyInstanceUID = identities.study()
+        lineage.say(NO_STUDY)
+    ds.SeriesNumber = _series_number(ds, lineage.ordinal)
     if number is not None:
         ds.InstanceNumber = number
-    ds.SeriesDescription = (_text(ds, "SeriesDescription")[: 64 - len(lineage.label)] + lineage.label).strip()
-    ds.InstanceCreationDate = lineage.now.strftime("%Y%m%d")
-    ds.InstanceCreationTime = lineage.now.strftime("%H%M%S")
-    concatenation = _text(ds, "ConcatenationUID")
-    if concatenation:
-        ds.ConcatenationUID = lineage.concatenations.setdefault(concatenation, str(generate_uid(prefix=None)))
-
-
-def _tell(ds: Dataset, instance: Instance, lineage: Lineage) -> None:
-    groups = ds.get("SharedFunctionalGroupsSequence")
-    ds.ImageType = _image_type(ds, enhanced=instance.sop_class in _ENHANCED)
-    earlier = _text(ds, "DerivationDescription")
-    ds.DerivationDescription = f"{lineage.description} {earlier}".strip()[:1024]
-    codes = list(ds.get("DerivationCodeSequence") or [])
-    ds.DerivationCodeSequence = Sequence([*codes, _code(*RESAMPLED)])
-    source = _source(instance)
-    if source is not None:  # what this was made from; what that was made from is in its own header
-        ds.SourceImageSequence = Sequence([source])
-    equipment = list(ds.get("ContributingEquipmentSequence") or [])
-    ds.ContributingEquipmentSequence = Sequence([*equipment, _equipment(lineage)])
-    if instance.sop_class in _ENHANCED_MR:
-        for keyword in _MR_ACQUIRED:
+    put_behind(ds, "SeriesDescription", label(lineage))
+    if identities.stable:
+        for keyword in ("InstanceCreationDate", "InstanceCreationTime"):
             if keyword in ds:
                 delattr(ds, keyword)
-    if groups:
-        _tell_in_groups(ds, instance, lineage)
+    else:
+        ds.InstanceCreationDate = lineage.now.strftime("%Y%m%d")
+        ds.InstanceCreationTime = lineage.now.strftime("%H%M%S")
+    concatenation = _text(ds, "ConcatenationUID")
+    if concatenation:
+        ds.ConcatenationUID = identities.concatenation(concatenation)
 
 
-def _tell_in_groups(ds: Dataset, instance: Instance, lineage: Lineage) -> None:
-    """Enhanced objects say the same once more, for their frames."""
-    frames = list(ds.get("PerFrameFunctionalGroupsSequence") or [])
-    shared = ds.SharedFunctionalGroupsSequence[0]
-    for group in [shared, *frames]:
-        for item, private in nested(group):
-            if not private and "FrameType" in item:
-                item.FrameType = ["DERIVED", *list(item.FrameType)[1:]]
-    per_frame = [group for group in frames if "DerivationImageSequence" in group]
-    for group in per_frame or [shared]:
-        earlier = list(group.get("DerivationImageSequence") or [])
-        group.DerivationImageSequence = Sequence([*earlier, _derivation_item(instance, lineage)])
-    evidence = _evidence(instance)
-    if evidence is not None:
-        ds.SourceImageEvidenceSequence = Sequence([evidence])
-    if "ContentQualification" in ds:
-        ds.ContentQualification = "RESEARCH"
-
-
-def _derivation_item(instance: Instance, lineage: Lineage) -> Dataset:
-    item = Dataset()
-    item.DerivationDescription = lineage.description[:1024]
-    item.DerivationCodeSequence = Sequence([_code(*RESAMPLED)])
-    source = _source(instance)
-    item.SourceImageSequence = Sequence([source] if source is not None else [])
-    return item
-
-
-def _image_type(ds: Dataset, enhanced: bool) -> list[str]:
-    value = ds.get("ImageType")
-    parts = [value] if isinstance(value, str) else [str(part) for part in value or []]
-    second = "PRIMARY" if enhanced else "SECONDARY"
-    return ["DERIVED", second, *parts[2:]]
-
-
-def _rewrite_pixel_module(ds: Dataset, instance: Instance, result: Volume) -> None:
+def _rewrite_pixel_module(ds: Dataset, instance: Instance, lineage: Lineage, extremes: tuple[int, int] | None) -> None:
+    result, syntax = lineage.result, lineage.derivation.dicom.transfer_syntax
     if instance.photometric == PALETTE:
         for keyword in _PALETTE_TAGS:
             if keyword in ds:
@@ -232,59 +224,20 @@ def _rewrite_pixel_module(ds: Dataset, instance: Instance, result: Volume) -> No
         ds.BitsAllocated, ds.BitsStored, ds.HighBit = bits, bits, bits - 1
         ds.PixelRepresentation = 0
     if result.channels == 3:
-        ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PlanarConfiguration = 3, "RGB", 0
+        ds.SamplesPerPixel, ds.PlanarConfiguration = 3, 0
+        ds.PhotometricInterpretation = photometric_after(syntax, "RGB")
     elif "PlanarConfiguration" in ds:
         del ds.PlanarConfiguration
+    if extremes is not None and result.channels == 1 and int(ds.BitsAllocated) <= WIDEST_EXTREMES:
+        vr = "SS" if ds.get("PixelRepresentation") == 1 else "US"
+        for keyword, value in zip(("SmallestImagePixelValue", "LargestImagePixelValue"), extremes, strict=True):
+            ds.add_new(keyword, vr, value)
     method = _LOSSY_METHODS.get(UID(instance.transfer_syntax))
-    if method is not None and not _text(ds, "LossyImageCompression"):
+    if method is not None and _text(ds, "LossyImageCompression") != "01":
         ratio = instance.frame_bytes * instance.frames / max(instance.member.size, 1)
         ds.LossyImageCompression = "01"
         ds.LossyImageCompressionMethod = method
         ds.LossyImageCompressionRatio = format_number_as_ds(round(ratio, 2))
-
-
-def _equipment(lineage: Lineage) -> Dataset:
-    d = lineage.derivation
-    what = [f"Super-resolution with {d.method}." if d.method not in INTERPOLATIONS else f"Resampling with {d.method}."]
-    if d.checkpoint_id:
-        what.append(f"Checkpoint {d.checkpoint_id}.")
-    if d.checkpoint_sha256:
-        what.append(f"SHA-256 {d.checkpoint_sha256}.")
-    item = Dataset()
-    item.Manufacturer = MANUFACTURER
-    item.ManufacturerModelName = _plain(f"{MANUFACTURER} {d.method}")[:64]
-    item.SoftwareVersions = _plain(d.software)[:64]
-    item.ContributionDateTime = lineage.now.strftime("%Y%m%d%H%M%S")
-    item.ContributionDescription = _plain(" ".join(what))[:1024]
-    item.PurposeOfReferenceCodeSequence = Sequence([_code(*MODIFYING)])
-    return item
-
-
-def _source(instance: Instance) -> Dataset | None:
-    if not instance.sop_instance or not instance.sop_class:
-        return None
-    item = Dataset()
-    item.ReferencedSOPClassUID = instance.sop_class
-    item.ReferencedSOPInstanceUID = instance.sop_instance
-    item.PurposeOfReferenceCodeSequence = Sequence([_code(*SOURCE_IMAGE)])
-    return item
-
-
-def _evidence(instance: Instance) -> Dataset | None:
-    """The source by study, series and image, as enhanced objects list what they refer to."""
-    if not (instance.study and instance.series and instance.sop_class and instance.sop_instance):
-        return None
-    image, series, study = Dataset(), Dataset(), Dataset()
-    image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = instance.sop_class, instance.sop_instance
-    series.SeriesInstanceUID, series.ReferencedSOPSequence = instance.series, Sequence([image])
-    study.StudyInstanceUID, study.ReferencedSeriesSequence = instance.study, Sequence([series])
-    return study
-
-
-def _code(value: str, meaning: str) -> Dataset:
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
-    return item
 
 
 def _file_meta(ds: Dataset, lineage: Lineage) -> FileMetaDataset:
@@ -292,9 +245,9 @@ def _file_meta(ds: Dataset, lineage: Lineage) -> FileMetaDataset:
     meta.FileMetaInformationVersion = b"\0\1"
     meta.MediaStorageSOPClassUID = ds.SOPClassUID
     meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = SYNTAXES[lineage.derivation.dicom.transfer_syntax]
     meta.ImplementationClassUID = IMPLEMENTATION_CLASS
-    meta.ImplementationVersionName = _plain(lineage.derivation.software.replace(" ", "_").upper())[:16]
+    meta.ImplementationVersionName = plain(lineage.derivation.software.replace(" ", "_").upper())[:16]
     return meta
 
 
@@ -304,12 +257,13 @@ def _class_of(modality: str) -> UID:
     return known.get(modality, SecondaryCaptureImageStorage)
 
 
-def _series_number(ds: Dataset) -> int:
+def _series_number(ds: Dataset, ordinal: int) -> int:
     try:
         number = int(ds.get("SeriesNumber") or 0)
     except (TypeError, ValueError):
         number = 0
-    return number + 1000 if number + 1000 <= LARGEST_INTEGER_STRING else number
+    added = SERIES_STEP * (1 + ordinal)
+    return number + added if number + added <= LARGEST_INTEGER_STRING else number - SERIES_STEP * ordinal
 
 
 def _swap_words(ds: Dataset, instance: Instance) -> None:
@@ -327,8 +281,3 @@ def _swap_words(ds: Dataset, instance: Instance) -> None:
 def _text(ds: Dataset, keyword: str) -> str:
     value = ds.get(keyword)
     return "" if value is None else str(value)
-
-
-def _plain(text: str) -> str:
-    """Text in the characters that every character set of DICOM shares, without the value separator."""
-    return text.encode("ascii", "replace").decode("ascii").replace("\\", "/")

@@ -1,4 +1,7 @@
-"""Writing a derived series: one file for each source file, frame after frame, whole or not at all.
+"""Writing a derived series: file after file, frame after frame, whole or not at all.
+
+`dicom_outputs` says which files there are, `dicom_classic`, `dicom_frames` and `dicom_derive` make their headers,
+`dicom_encode` packs pixels and `dicom_container` lays them into the files.
 
 Values are encoded, written and flushed to the disk by a few threads, each with a frame of its own. Headers are made one
 at a time: pydicom is Python, which runs in one thread at once anyway, and switching its warnings off is not safe in
@@ -10,9 +13,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import struct
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,78 +24,89 @@ from typing import Any, BinaryIO
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 
-from medsr_cli.errors import ArgumentsError, RunError, mention
+from medsr_cli.errors import RunError, mention
 from medsr_cli.formats.atomic import atomic_file, atomic_folder, file_within
 from medsr_cli.formats.contract import Derivation
 from medsr_cli.formats.dicom import DicomReader
+from medsr_cli.formats.dicom_classic import classic_header
+from medsr_cli.formats.dicom_container import EXTREMES, Header, OpenFile, PackedFile, PlainFile, pixels_end
 from medsr_cli.formats.dicom_derive import Lineage, derive_header
+from medsr_cli.formats.dicom_encode import PLAIN, encoded
 from medsr_cli.formats.dicom_files import SUFFIXES, read_header, refusing
+from medsr_cli.formats.dicom_frames import keep_frames
 from medsr_cli.formats.dicom_grid import Grid
 from medsr_cli.formats.dicom_headers import PALETTE, Instance
-from medsr_cli.formats.dicom_series import FrameRef
+from medsr_cli.formats.dicom_outputs import (
+    Output,
+    Place,
+    check_one_file,
+    check_outputs,
+    frame_bytes,
+    places,
+    stored_bits,
+)
+from medsr_cli.formats.dicom_stacks import FrameRef
 from medsr_cli.volume.intensity import store
 from medsr_cli.volume.volume import Volume
 
 Pixels = NDArray[Any]
 
-LARGEST_PIXEL_DATA = (1 << 31) - 2
-"""Bytes of pixels in one file. The standard has room for twice as many; many readers count in signed integers."""
-
 THREADS = 4
 """Threads that write, whatever the number of cores: most of the time they wait for the disk."""
 PENDING_BYTES = 64 << 20
 """Pixels of frames that threads are busy with or that wait for one; a single frame may have more."""
+KEPT_HEADERS = 2
+"""Headers of enhanced objects that are kept while their frames are written: each is read once for all of them."""
 
 _CHECKED_TAGS: list[Any] = ["Rows", "Columns", "NumberOfFrames", "SOPInstanceUID", "SeriesInstanceUID"]
-
-
-class _OpenFile:
-    """A derived file whose header is written and whose frames are being filled in, by any thread."""
-
-    def __init__(self, file: BinaryIO, header: bytes, frame_bytes: int, frames: int) -> None:
-        self.file = file
-        self.offset = len(header)
-        self.frame_bytes = frame_bytes
-        self.missing = frames
-        self.total = frames
-        self._lock = threading.Lock()
-        file.write(header)
-
-    def put(self, index: int, pixels: memoryview) -> bool:
-        """Write a frame; returns whether it was the last one that was missing."""
-        with self._lock:
-            self.file.seek(self.offset + index * self.frame_bytes)
-            self.file.write(pixels)
-            self.missing -= 1
-            if not self.missing and (self.total * self.frame_bytes) % 2:
-                self.file.seek(0, io.SEEK_END)
-                self.file.write(b"\0")
-            return not self.missing
 
 
 class DicomWriter:
     """Takes the slices of a derived series in the reader's order; `close` ends its threads."""
 
-    def __init__(self, source: DicomReader, result: Volume, lineage: Lineage, place: Path | BinaryIO) -> None:
+    def __init__(
+        self,
+        source: DicomReader,
+        result: Volume,
+        lineage: Lineage,
+        place: Path | BinaryIO,
+        found: list[Place],
+        folder: Path,
+    ) -> None:
+        """Start the threads.
+
+        Args:
+            source: what the result is made from.
+            result: its volume.
+            lineage: what all headers share.
+            place: an empty folder for the files, or the one file.
+            found: where each frame of the stack goes.
+            folder: on the disk that is written to, for what has to wait.
+        """
         self.clipped = 0
         """Complete when every slice was written."""
         self.warnings: tuple[str, ...] = ()
+        """The same."""
         self.written = 0
         self._source = source
         self._result = result
         self._lineage = lineage
+        self._syntax = lineage.derivation.dicom.transfer_syntax
         self._place = place
-        self._open: dict[int, _OpenFile] = {}
+        self._folder = folder
+        self._found = found
+        self._files_total = len({id(at.output) for at in found})
+        self._open: dict[int, OpenFile] = {}
         self._opening = threading.Lock()
+        self._headers: OrderedDict[int, Dataset] = OrderedDict()
         self._files = ExitStack()
-        self._numbers = _instance_numbers(source.instances)
-        self._names = {id(instance): at for at, instance in enumerate(source.instances, 1)}
         self._threads = ThreadPoolExecutor(THREADS, "medsr-dicom")
         self._pending: deque[Future[int]] = deque()
-        frame_bytes = result.rows * result.columns * result.channels * result.dtype.itemsize
-        self._most_pending = max(min(THREADS, PENDING_BYTES // frame_bytes), 1)
+        size = result.rows * result.columns * result.channels * result.dtype.itemsize
+        self._most_pending = max(min(THREADS, PENDING_BYTES // size), 1)
 
     def write(self, pixels: Pixels) -> None:
         """Take the next slice, (channels, rows', columns') in the volume's type, which must not be changed after.
@@ -116,7 +129,7 @@ class DicomWriter:
             msg = f"A slice of {pixels.shape} {pixels.dtype} was made where {shape} {self._result.dtype} belongs."
             raise RunError(msg)
         self._wait(self._most_pending - 1)
-        self._pending.append(self._threads.submit(self._write, pixels, frames[self.written]))
+        self._pending.append(self._threads.submit(self._write, pixels, frames[self.written], self._found[self.written]))
         self.written += 1
         if self.written == len(frames):
             self._wait(0)
@@ -136,18 +149,23 @@ class DicomWriter:
     def close(self) -> None:
         """End the threads, frames that none of them has begun with left out, and close the files."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+        for file in self._open.values():
+            file.close()
         self._files.close()
 
     def _wait(self, most: int) -> None:
         """Until at most so many slices are pending; raises what the earliest of them raised."""
         while len(self._pending) > most:
             self.clipped += self._pending.popleft().result()
+        self.warnings = tuple(self._lineage.warnings)
 
-    def _write(self, pixels: Pixels, frame: FrameRef) -> int:
+    def _write(self, pixels: Pixels, frame: FrameRef, place: Place) -> int:
         """One frame, from values to the disk; returns how many were saturated."""
         stored, clipped = self._stored(pixels, frame)
-        if self._file_of(frame.instance).put(frame.index, stored.reshape(-1).view(np.uint8).data):
-            self._close_full(frame.instance)
+        extremes = self._extremes(stored, frame.instance)
+        payload = self._payload(stored, frame.instance)
+        if self._file_of(place.output, extremes).put(place.index, payload, extremes):
+            self._close_full(place.output)
         return clipped
 
     def _stored(self, pixels: Pixels, frame: FrameRef) -> tuple[Pixels, int]:
@@ -166,41 +184,95 @@ class DicomWriter:
         arranged = pixels[0] if pixels.shape[0] == 1 else np.moveaxis(pixels, 0, -1)
         return np.ascontiguousarray(arranged, dtype=arranged.dtype.newbyteorder("<")), clipped
 
-    def _file_of(self, instance: Instance) -> _OpenFile:
-        key = id(instance)
+    def _extremes(self, stored: Pixels, instance: Instance) -> tuple[int, int] | None:
+        """Smallest and largest stored value; None where the header has no room for them, or they mean colours."""
+        if self._result.channels != 1:
+            return None
+        low, high = int(stored.min()), int(stored.max())
+        fits = (low >= -0x8000 and high <= 0x7FFF) if instance.signed else high <= 0xFFFF
+        return (low, high) if fits else None
+
+    def _payload(self, stored: Pixels, instance: Instance) -> bytes | memoryview:
+        """What goes into the file: the values, or one codestream."""
+        if self._syntax == PLAIN:
+            return stored.reshape(-1).view(np.uint8).data
+        try:
+            return encoded(
+                stored,
+                self._syntax,
+                bits_stored=stored_bits(self._result, instance)[1],
+                signed=instance.signed and instance.photometric != PALETTE,
+                photometric="RGB" if self._result.channels == 3 else instance.photometric,
+            )
+        except Exception as error:
+            msg = f"A slice could not be packed with --transfer-syntax {self._syntax} ({type(error).__name__})."
+            raise RunError(msg, "Use --transfer-syntax explicit.") from error
+
+    def _file_of(self, output: Output, extremes: tuple[int, int] | None) -> OpenFile:
+        key = id(output)
         with self._opening:
             if key not in self._open:
-                header = self._header(instance)
-                frame_bytes = _frame_bytes(self._result, instance)
-                self._open[key] = _OpenFile(self._place_for(instance), header, frame_bytes, instance.frames)
+                self._open[key] = self._opened(output, self._header(output, extremes))
             return self._open[key]
 
-    def _close_full(self, instance: Instance) -> None:
+    def _opened(self, output: Output, header: Header) -> OpenFile:
+        instance, frames = output.instance, len(output.frames)
+        file = self._place_for(output)
+        size = frame_bytes(self._result, instance)
+        if self._syntax == PLAIN:
+            vr = b"OB" if stored_bits(self._result, instance)[0] <= 8 else b"OW"
+            return PlainFile(file, header, frames, size, vr)
+        return PackedFile(file, header, frames, size * frames, self._folder)
+
+    def _close_full(self, output: Output) -> None:
         if not isinstance(self._place, Path):
             return
-        file = self._open.pop(id(instance)).file
+        file = self._open.pop(id(output)).file
         file.flush()
         os.fsync(file.fileno())  # here, where several files can wait for the disk at once
         file.close()
 
-    def _place_for(self, instance: Instance) -> BinaryIO:
+    def _place_for(self, output: Output) -> BinaryIO:
         if not isinstance(self._place, Path):
             return self._place
-        digits = max(4, len(str(len(self._names))))
-        file = file_within(self._place, f"{self._names[id(instance)]:0{digits}d}.dcm")
+        digits = max(4, len(str(self._files_total)))
+        file = file_within(self._place, f"{output.at:0{digits}d}.dcm")
         return self._files.enter_context(file)
 
-    def _header(self, instance: Instance) -> bytes:
-        """Everything up to the first byte of the pixels."""
-        with refusing(instance.member.name, "writing its header anew"):
-            ds = read_header(instance.member)
-            derive_header(ds, instance, self._lineage, self._numbers.get(id(instance)))
+    def _header(self, output: Output, extremes: tuple[int, int] | None) -> Header:
+        """Everything up to the pixel data."""
+        several = len(output.frames) > 1
+        with refusing(output.instance.member.name, "writing its header anew"):
+            ds = self._derived(output, (0, 0) if several and extremes is not None else extremes)
             buffer = DicomBytesIO()
             pydicom.dcmwrite(buffer, ds, enforce_file_format=True)
-            length = _frame_bytes(self._result, instance) * instance.frames
-            vr = b"OB" if ds.BitsAllocated <= 8 else b"OW"
-            element = struct.pack("<HH2sHL", 0x7FE0, 0x0010, vr, 0, length + length % 2)
-            return bytes(buffer.getvalue()) + element
+            return Header.of(bytes(buffer.getvalue()), open_extremes=several and extremes is not None)
+
+    def _derived(self, output: Output, extremes: tuple[int, int] | None) -> Dataset:
+        """The data set of a derived file, but for its pixels."""
+        instance = output.instance
+        ds = self._source_header(output)
+        if output.classic:
+            ds = classic_header(ds, instance, output.frames[0])
+        elif output.partial:
+            keep_frames(ds, instance.frames, output.frames)
+        told = any(keyword in ds for keyword in EXTREMES)
+        derive_header(
+            ds, output.described, self._lineage, output.number, frame=output.frame, extremes=extremes if told else None
+        )
+        return ds
+
+    def _source_header(self, output: Output) -> Dataset:
+        """The source's header, to be changed unless the output is classic."""
+        if not output.classic:
+            return read_header(output.instance.member)
+        key = id(output.instance)
+        if key not in self._headers:
+            while len(self._headers) >= KEPT_HEADERS:
+                self._headers.popitem(last=False)
+            self._headers[key] = read_header(output.instance.member)
+        self._headers.move_to_end(key)
+        return self._headers[key]
 
 
 @contextlib.contextmanager
@@ -210,17 +282,22 @@ def derived_series(
     """Open `target` for a derived series; it appears when all slices are there and read back.
 
     Raises:
-        ArgumentsError: several files cannot become one, or a file would be too large.
+        ArgumentsError: several files cannot become one, a file would be too large, the transfer syntax does not hold
+            the pixels, or one object is asked for where the source is classic.
         RunError: slices are missing, or the disk does not take them.
     """
-    instances = source.instances
     single = target.suffix.lower() in SUFFIXES
-    _check_target(target, source, result, single)
+    choices = derivation.dicom
+    found = places(source, choices.multiframe)
+    if single:
+        check_one_file(target, source, found)
+    check_outputs(source, result, found, choices.multiframe, choices.transfer_syntax)
     grid = Grid(source.volume.rows, source.volume.columns, result.rows, result.columns, source.part)
-    lineage = Lineage(derivation, grid, result)
+    lineage = Lineage(derivation, grid, result, source.stack.frames, derivation.dicom.ordinal)
+    files = len({id(place.output) for place in found})
 
     def verify(path: Path) -> None:
-        _verify([path] if single else sorted(path.iterdir()), len(instances), result, target.name)
+        _verify([path] if single else sorted(path.iterdir()), files, result, target.name)
 
     with ExitStack() as stack:
         place: Path | BinaryIO
@@ -228,39 +305,10 @@ def derived_series(
             place = stack.enter_context(atomic_file(target, overwrite=overwrite, verify=verify))
         else:
             place = stack.enter_context(atomic_folder(target, overwrite=overwrite, verify=verify, flushed=True))
-        writer = DicomWriter(source, result, lineage, place)
+        writer = DicomWriter(source, result, lineage, place, found, target.parent)
         stack.callback(writer.close)
         yield writer
         writer.finish()
-
-
-def _check_target(target: Path, source: DicomReader, result: Volume, single: bool) -> None:
-    instances = source.instances
-    if single and len(instances) > 1:
-        msg = (
-            f"{mention(source.path.name)} has {len(instances)} files, which do not go into one: {mention(target.name)}."
-        )
-        raise ArgumentsError(msg, "Give a folder with -o.")
-    if result.channels != source.volume.channels or result.slices != source.volume.slices:
-        msg = f"The result does not have the slices and channels of {mention(source.path.name)}."
-        raise RunError(msg)
-    largest = max(_frame_bytes(result, instance) * instance.frames for instance in instances)
-    if largest > LARGEST_PIXEL_DATA:
-        msg = f"The result would have {largest / (1 << 30):.1f} GiB in one DICOM file, more than 2 GiB."
-        raise ArgumentsError(msg, "Choose a smaller scale, or write NIfTI.")
-
-
-def _frame_bytes(result: Volume, instance: Instance) -> int:
-    stored = result.dtype if instance.photometric == PALETTE else instance.stored_dtype
-    return result.rows * result.columns * result.channels * stored.itemsize
-
-
-def _instance_numbers(instances: list[Instance]) -> dict[int, int]:
-    """New instance numbers by identity: none where the source's tell its files apart."""
-    numbers = [instance.number for instance in instances]
-    if None not in numbers and len(set(numbers)) == len(numbers):
-        return {}
-    return {id(instance): at for at, instance in enumerate(instances, 1)}
 
 
 def _verify(paths: list[Path], files: int, result: Volume, name: str) -> None:
@@ -285,13 +333,13 @@ def _verify(paths: list[Path], files: int, result: Volume, name: str) -> None:
 def _verified_frames(path: Path, result: Volume, identities: set[str]) -> int:
     with path.open("rb") as file:
         ds = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_CHECKED_TAGS)
-        start = file.tell()
-        length = struct.unpack("<HH2sHL", file.read(12))[4]
-        end = file.seek(0, io.SEEK_END)
-    if (ds.Rows, ds.Columns) != (result.rows, result.columns) or end != start + 12 + length:
+        frames = int(ds.get("NumberOfFrames") or 1)
+        end = pixels_end(file, frames)
+        length = file.seek(0, io.SEEK_END)
+    if (ds.Rows, ds.Columns) != (result.rows, result.columns) or end != length:
         raise _unlike(path.name)
     identities.add(str(ds.SOPInstanceUID))
-    return int(ds.get("NumberOfFrames") or 1)
+    return frames
 
 
 def _unlike(name: str) -> RunError:

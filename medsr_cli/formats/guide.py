@@ -174,7 +174,7 @@ class _Match:
 
 
 def _compare(reader: Reader, target: Reader, *, register: Register, allow_mismatch: bool) -> _Match:
-    guide, image = reader.path.name, target.path.name
+    guide, image = mention(reader.path.name), mention(target.path.name)
     if not (isinstance(reader, Identified) and isinstance(target, Identified)):
         return _compare_spaces(reader, target)
     mine, theirs = reader.identity(), target.identity()
@@ -264,7 +264,7 @@ def _is_placed(reader: Reader) -> bool:
 
 def _same_field(reader: Reader, target: Reader, result: Volume, register: Register) -> tuple[Affine, Affine, Affine]:
     """Two images without a place whose sizes agree are taken to show the same field."""
-    guide, image = reader.path.name, target.path.name
+    guide, image = mention(reader.path.name), mention(target.path.name)
     if _is_placed(reader) != _is_placed(target):
         lost, other = (image, guide) if _is_placed(reader) else (guide, image)
         msg = f"{lost} does not say where it lies, or not for all its slices: it cannot be laid over {other}."
@@ -292,7 +292,7 @@ def _lengths(volume: Volume) -> tuple[int, ...]:
 
 
 def _check_coverage(coverage: float, reader: Reader, target: Reader) -> tuple[str, ...]:
-    guide, image = reader.path.name, target.path.name
+    guide, image = mention(reader.path.name), mention(target.path.name)
     if coverage < LEAST_COVERAGE:
         msg = f"{guide} does not show the same place as {image}: it covers {coverage:.0%} of it."
         raise InputRefused(msg, "Give a guide of the same region, or align them with --register rigid.")

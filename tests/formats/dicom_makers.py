@@ -138,3 +138,55 @@ def enhanced(path, frames=4, *, order=None, spacing=(0.7, 0.5), slopes=None, sop
     pixels = np.random.default_rng(6).integers(0, 4096, (frames, ds.Rows, ds.Columns)).astype(np.uint16)
     save(ds, path, pixels)
     return pixels
+
+
+def enhanced_mr(path, planes, *, per_frame=lambda at: {}, shared=None, sop_class="1.2.840.10008.5.1.4.1.1.4.1", **top):
+    """An enhanced MR object; frame after frame one (position, orientation) of `planes`.
+
+    `per_frame` and `shared` give functional groups, {sequence: {attribute: value}}; `top` attributes of image level.
+    Dimensions are stack (by orientation) and position in it. Returns the pixels.
+    """
+    ds = header(sop_class=sop_class, modality="CT" if ".2.1" in sop_class else "MR")
+    ds.NumberOfFrames = len(planes)
+    turns = list(dict.fromkeys(orientation for _, orientation in planes))
+    organisation = "1.2.3.9"
+    pointers = []
+    for pointer in (0x00209056, 0x00209057):
+        item = Dataset()
+        item.DimensionOrganizationUID, item.DimensionIndexPointer = organisation, pointer
+        item.FunctionalGroupPointer = 0x00209111
+        pointers.append(item)
+    ds.DimensionIndexSequence = pointers
+    for keyword, value in top.items():
+        setattr(ds, keyword, value)
+    groups, counted = [], dict.fromkeys(turns, 0)
+    for at, (position, orientation) in enumerate(planes):
+        counted[orientation] += 1
+        stack = turns.index(orientation) + 1
+        frame = {
+            "PlanePositionSequence": {"ImagePositionPatient": [f"{v:.6f}" for v in position]},
+            "PlaneOrientationSequence": {"ImageOrientationPatient": [f"{v:.9f}" for v in orientation]},
+            "FrameContentSequence": {
+                "StackID": str(stack), "InStackPositionNumber": counted[orientation],
+                "DimensionIndexValues": [stack, counted[orientation]],
+            },
+        }  # fmt: skip
+        for name, content in per_frame(at).items():
+            frame[name] = {**frame.get(name, {}), **content}
+        groups.append(_groups(frame))
+    measures = {"PixelMeasuresSequence": {"PixelSpacing": ["0.7", "0.5"], "SliceThickness": "2"}}
+    ds.SharedFunctionalGroupsSequence = [_groups({**measures, **(shared or {})})]
+    ds.PerFrameFunctionalGroupsSequence = groups
+    pixels = np.random.default_rng(8).integers(0, 4096, (len(planes), ds.Rows, ds.Columns)).astype(np.uint16)
+    save(ds, path, pixels)
+    return pixels
+
+
+def _groups(named):
+    group = Dataset()
+    for name, content in named.items():
+        item = Dataset()
+        for keyword, value in content.items():
+            setattr(item, keyword, value)
+        setattr(group, name, [item])
+    return group
