@@ -6,6 +6,12 @@ together go through side by side, each with its own range, result and writers.
 
 Four kinds of threads work at once: one decodes and normalises batches, the caller's does nothing but run the engine,
 one turns results into stored pixels and checks them, and one for each result encodes, compresses and writes.
+
+Colours are never tinted. A network of one channel enlarges the luminance of an RGB image, and the cubic its
+chrominance (`volume.colour`): the hues of the result are those of the input between its own pixels, and greys stay
+grey to the last bit. A network of three channels gets RGB as in its paper, but only the luminance of what it makes is
+taken; its colours are the cubic's, too. The baselines are linear and act on each colour. Checks, ensembles' spreads
+and intermediate results are of the luminance wherever a network ran.
 """
 
 from __future__ import annotations
@@ -18,12 +24,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr_cli.engines.engine import Engine, Enlarged
+from medsr_cli.engines.engine import Engine, Enlarged, Interpolation
 from medsr_cli.engines.pipeline import Behind, Pipeline, Queue
 from medsr_cli.evaluation.agreement_map import Limit
 from medsr_cli.evaluation.consistency import Consistency
 from medsr_cli.formats.contract import Reader, Writer
 from medsr_cli.tasks.progress import Progress
+from medsr_cli.volume import colour
 from medsr_cli.volume.degradation import CUBIC, Degradation
 from medsr_cli.volume.intensity import IntensityRange, store
 from medsr_cli.volume.resample import resize
@@ -109,8 +116,10 @@ class _Part:
     stream: Stream
     number: int
     pixels: Pixels
-    unit: NDArray[np.float64] | None = None
-    """Colour planes in [0, 1], (channels, rows, columns); None for a slice without contrast."""
+    unit: Unit | None = None
+    """What the engine gets, in [0, 1], (planes, rows, columns): grey, luminance or colours; None without contrast."""
+    chroma: Unit | None = None
+    """Cb and Cr of colours whose luminance alone the engine decides, (2, rows, columns)."""
     masked: NDArray[np.bool_] | None = None
     """Pixels that are not anatomy: padding and values that are not numbers."""
 
@@ -118,7 +127,12 @@ class _Part:
     def colours(self) -> int:
         return len(self.pixels) - self.stream.volume.alpha
 
-    def planes(self) -> NDArray[np.float64]:
+    @property
+    def width(self) -> int:
+        """Planes that the engine gets of it."""
+        return self.colours if self.unit is None else len(self.unit)
+
+    def planes(self) -> Unit:
         """For the engine; a slice without contrast beside others that have some is flat."""
         if self.unit is not None:
             return self.unit
@@ -143,7 +157,7 @@ class _Batch:
     """Slices that the engine gets at once, and what it made of them."""
 
     slices: list[_Slice]
-    planes: NDArray[np.float64] | None = None
+    planes: Unit | None = None
     """(n, channels, rows, columns) of the slices that are not empty; None if all are."""
     guides: Unit | None = None
     """(n, 1, rows', columns')."""
@@ -161,8 +175,8 @@ class _Batch:
             first = 0
             for part in item.parts:
                 if part.unit is not None:
-                    part.unit = together[first : first + part.colours]
-                first += part.colours
+                    part.unit = together[first : first + part.width]
+                first += part.width
         guides = [item.guide for item in full if item.guide is not None]
         for item in full:
             item.guide = None
@@ -170,7 +184,8 @@ class _Batch:
 
     def held_bytes(self) -> int:
         """What it keeps in memory."""
-        pixels = sum(part.pixels.nbytes for item in self.slices for part in item.parts)
+        parts = [part for item in self.slices for part in item.parts]
+        pixels = sum(part.pixels.nbytes + (0 if part.chroma is None else part.chroma.nbytes) for part in parts)
         made = [planes for planes in (self.planes, self.guides, *self.results.values()) if planes is not None]
         return pixels + sum(planes.nbytes for planes in made)
 
@@ -192,6 +207,8 @@ class Enlarger:
         self.streams, self.engine, self.guide = list(streams), engine, guide
         self.volume = self.streams[0].volume
         self.engine_seconds = 0.0
+        # Baselines, which numpy computes, are linear: whatever axes colours have, the result is the same.
+        self.linear = engine.channels == 0 or engine.name == Interpolation.name
 
     def run(self, progress: Progress) -> None:
         """Stream every slice from the readers to the writers.
@@ -219,16 +236,38 @@ class Enlarger:
         readers = [stream.reader.slices() for stream in self.streams]
         for number, together in enumerate(zip(*readers, strict=True)):
             parts = [
-                _prepare(_Part(stream, number, pixels)) for stream, pixels in zip(self.streams, together, strict=True)
+                self._prepare(_Part(stream, number, pixels))
+                for stream, pixels in zip(self.streams, together, strict=True)
             ]
             yield _Slice(parts, None if guides is None else next(guides))
+
+    def _prepare(self, part: _Part) -> _Part:
+        """What the engine gets of a slice, and beside it what it has no say in: masked pixels, hues."""
+        volume = part.stream.volume
+        values = part.pixels[: part.colours]
+        masked = np.zeros(values.shape, np.bool_)
+        if volume.padding is not None:
+            masked |= values == volume.padding
+        if values.dtype.kind == "f":
+            masked |= ~np.isfinite(values)
+        part.masked = masked if masked.any() else None
+        usable = values if part.masked is None else values[~masked]
+        if not usable.size or usable.min() == usable.max():
+            return part
+        filled = values if part.masked is None else np.where(masked, usable.min(), values)
+        part.unit = part.stream.intensity.normalise(filled)
+        if part.colours == colour.COLOURS and not self.linear:
+            part.chroma = colour.chrominance(part.unit)
+            if self.engine.channels != colour.COLOURS:
+                part.unit = colour.luminance(part.unit)
+        return part
 
     def _batches(self) -> Iterator[_Batch]:
         size = self.engine.batch_of(self.volume.rows, self.volume.columns)
         batch: list[_Slice] = []
         for item in self._prepared():
             batch.append(item)
-            planes = sum(part.colours for s in batch if not s.empty for part in s.parts)
+            planes = sum(part.width for s in batch if not s.empty for part in s.parts)
             # Slices without contrast cost the engine nothing, but they must not pile up in memory.
             if planes >= size or len(batch) >= max(size, LONGEST_BATCH):
                 yield _Batch.of(batch)
@@ -250,29 +289,13 @@ class Enlarger:
         for item, enlarged in batch.results_of_slices():
             first = 0
             for part, outlet in zip(item.parts, outlets, strict=True):
-                own = slice(first, first + part.colours)
+                own = slice(first, first + part.width)
                 outlet.take(part, {name: planes[own] for name, planes in enlarged.items()})
-                first += part.colours
+                first += part.width
 
 
 def _queue(limit_bytes: int) -> Queue[_Batch]:
     return Queue(limit_bytes, QUEUE_BATCHES)
-
-
-def _prepare(part: _Part) -> _Part:
-    volume = part.stream.volume
-    colour = part.pixels[: part.colours]
-    masked = np.zeros(colour.shape, np.bool_)
-    if volume.padding is not None:
-        masked |= colour == volume.padding
-    if colour.dtype.kind == "f":
-        masked |= ~np.isfinite(colour)
-    part.masked = masked if masked.any() else None
-    usable = colour if part.masked is None else colour[~masked]
-    if usable.size and usable.min() != usable.max():
-        filled = colour if part.masked is None else np.where(masked, usable.min(), colour)
-        part.unit = part.stream.intensity.normalise(filled)
-    return part
 
 
 class _Outlet:
@@ -297,7 +320,13 @@ class _Outlet:
             self.measured.constant_slices += 1
             pixels = np.ascontiguousarray(_repeated(part.pixels, self.stream.result))
         else:
-            disagreement = self.measured.consistency.add(part.unit, enlarged[""], part.number)
+            given = part.unit
+            if part.chroma is not None and len(given) == colour.COLOURS:
+                # Of a colour network's result the luminance. Of its three deviations the same sum: the deviation of
+                # the luminance is not larger, and as large where the colours change together.
+                given = colour.luminance(given)
+                enlarged = {name: colour.luminance(planes) for name, planes in enlarged.items()}
+            disagreement = self.measured.consistency.add(given, enlarged[""], part.number)
             pixels = self._finish(part, enlarged[""], self.stream.result)
         if part.number in self.stream.to_show:
             self.measured.shown.append((part.number, part.pixels, pixels))
@@ -308,7 +337,12 @@ class _Outlet:
 
     def _finish(self, part: _Part, unit: Unit, result: Volume) -> Pixels:
         volume = self.stream.volume
-        pixels, clipped = self.stream.intensity.restored(unit, volume.dtype, volume.lowest, volume.highest)
+        if part.chroma is None:
+            pixels, clipped = self.stream.intensity.restored(unit, volume.dtype, volume.lowest, volume.highest)
+        else:
+            chroma = resize(part.chroma, (unit.shape[-2], unit.shape[-1]))
+            stored = self.stream.intensity, volume.dtype, volume.lowest, volume.highest
+            pixels, clipped = colour.restored(unit, chroma, *stored)
         if result is self.stream.result:
             self.measured.clipped += clipped
         if part.masked is not None:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from medsr_cli import formats
-from medsr_cli.engines.engine import Enlarged
-from medsr_cli.engines.wrapped import Ensemble
+from medsr_cli.engines.engine import Enlarged, Interpolation
+from medsr_cli.engines.wrapped import Colours, Ensemble
 from medsr_cli.errors import QualityGateFailed, RunError
 from medsr_cli.formats.contract import Derivation
-from medsr_cli.tasks.enlarge import SPREAD, Enlarger, Stream, nearest_indices
+from medsr_cli.tasks.enlarge import CONSISTENCY, SPREAD, Enlarger, Stream, nearest_indices
 from medsr_cli.tasks.maps import map_volume
 from medsr_cli.tasks.progress import Silent
 from medsr_cli.volume.intensity import IntensityRange, measure, store
@@ -239,6 +239,149 @@ def test_the_spread_of_an_ensemble_is_in_units_of_the_image():
     assert stream.measured.spread[1] >= spread.max() * 0.999
 
 
+# -- colours --------------------------------------------------------------------------------------------------
+
+
+class Network(Identity):
+    """What stands for a network: any number of channels, a function of the doubled planes, a first stage."""
+
+    name = "torch"
+
+    def __init__(self, channels=1, change=lambda planes: planes) -> None:
+        self.channels, self.change, self.seen = channels, change, []
+
+    def size_of(self, rows, columns):
+        return 2 * rows, 2 * columns
+
+    def run(self, planes, guide=None):
+        assert planes.shape[1] == self.channels
+        self.seen.append(planes.copy())
+        large = resize(planes.astype(np.float64), (2 * planes.shape[-2], 2 * planes.shape[-1]))
+        return Enlarged(self.change(large).astype(np.float32), {"intermediate": planes.astype(np.float32)})
+
+
+def doubled(array, network, extras=(), **fields):
+    """An array through a network as `medsr upscale` wraps it: pixels, what was measured, maps by name."""
+    memory = Memory(array, **fields)
+    volume = memory.volume
+    result = volume.enlarged(2 * volume.rows, 2 * volume.columns)
+    grids = {SPREAD: map_volume(result), CONSISTENCY: map_volume(volume), "intermediate": volume}
+    maps = {name: (grids[name], Memory(np.zeros((1, 1, 1, 1)))) for name in extras}
+    intensity = measure(memory.slices(), volume.padding, volume.alpha)
+    stream = Stream(memory, result, intensity, memory, extras=maps)
+    Enlarger([stream], network).run(Silent())
+    return np.stack(memory.taken), stream.measured, {name: np.stack(maps[name][1].taken) for name in extras}
+
+
+def sharpened(planes):
+    """More contrast, as a network makes it: not linear, so that it acts differently on each colour."""
+    return np.clip(planes, 0, 1) ** 1.2
+
+
+def doppler(slices=2):
+    """Speckle in grey, with a red, a blue and an orange field: their hues, and where these are."""
+    rng = np.random.default_rng(20)
+    image = np.repeat(rng.integers(0, 180, (slices, 1, 40, 48)), 3, axis=1).astype(np.uint8)
+    fields = {(255, 20, 20): (4, 4), (10, 40, 240): (22, 4), (230, 120, 10): (4, 28)}
+    for colour, (row, column) in fields.items():
+        image[:, :, row : row + 14, column : column + 16] = np.array(colour).reshape(1, 3, 1, 1)
+    return image, fields
+
+
+def hue_deg(rgb):
+    r, g, b = (float(plane.mean()) for plane in rgb)
+    return float(np.degrees(np.arctan2(np.sqrt(3) * (g - b), 2 * r - g - b)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_keep_their_hue_whatever_a_network_does(channels):
+    """A network that takes each colour for itself turned them: by four degrees here."""
+    image, fields = doppler()
+    tinting = np.array([1.0, 0.93, 1.05]).reshape(1, 3, 1, 1) if channels == 3 else 1.0
+    result, measured, _ = doubled(image, Colours(Network(channels, lambda p: sharpened(p) * tinting)))
+    for colour, (row, column) in fields.items():
+        inner = result[:, :, 2 * row + 8 : 2 * row + 20, 2 * column + 8 : 2 * column + 24].astype(float)
+        for pixel in inner.transpose(0, 2, 3, 1).reshape(-1, 3):
+            assert hue_deg(pixel) == pytest.approx(hue_deg(np.array(colour)), abs=0.5)
+    assert measured.consistency.correlation > 0.9
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_colours_stay_grey_to_the_last_bit(channels):
+    grey = np.random.default_rng(21).integers(0, 4096, (3, 1, 12, 14)).astype(np.uint16)
+    tinting = np.arange(1, channels + 1).reshape(1, -1, 1, 1) * 0.02
+    network = Network(channels, lambda p: sharpened(p) + tinting)
+    coloured, measured, _ = doubled(np.repeat(grey, 3, axis=1), Colours(network))
+    np.testing.assert_array_equal(coloured[:, 0], coloured[:, 1])
+    np.testing.assert_array_equal(coloured[:, 2], coloured[:, 1])
+    if channels == 1:
+        alone, of_grey, _ = doubled(grey, Colours(network))
+        np.testing.assert_array_equal(coloured[:, :1], alone)
+        assert measured.consistency.report(1.0) == of_grey.consistency.report(1.0)
+        assert measured.clipped == 3 * of_grey.clipped
+    assert sum(len(planes) for planes in network.seen) == (6 if channels == 1 else 3)  # one plane for each slice
+
+
+def test_a_network_of_three_channels_gets_rgb_and_decides_the_luminance_alone():
+    image, _ = doppler()
+    network = Network(3, lambda planes: planes[:, ::-1])  # red and blue exchanged
+    result, _, _ = doubled(image, Colours(network))
+    low, high = int(image.min()), int(image.max())
+    np.testing.assert_allclose(np.concatenate(network.seen), (image - float(low)) / (high - low))
+    large = resize(image.astype(np.float64), (80, 96))
+    share = np.array([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
+    wanted = large + ((large[:, ::-1] - large) * share).sum(axis=1, keepdims=True)
+    fits = ((wanted >= 0) & (wanted <= 255)).all(axis=1, keepdims=True) & np.ones((1, 3, 1, 1), bool)
+    assert fits.mean() > 0.5
+    np.testing.assert_allclose(result[fits], wanted[fits], atol=0.51)
+
+
+@pytest.mark.parametrize("kernel", ["cubic", "lanczos"])
+def test_baselines_act_on_each_colour(kernel):
+    image, _ = doppler()
+    result, measured, _ = doubled(image, Colours(Interpolation(kernel, 2.0)))
+    large = resize(image.astype(np.float64), (80, 96), kernel)
+    np.testing.assert_allclose(result, np.clip(large, 0, 255), atol=0.51)
+    assert measured.clipped == int(((np.rint(large) < 0) | (np.rint(large) > 255)).sum())
+    assert measured.consistency.own.pixels == image.size  # each colour is compared
+
+
+def test_opacity_and_holes_of_colours_stay():
+    image, _ = doppler()
+    alpha = np.random.default_rng(22).integers(0, 256, (2, 1, 40, 48)).astype(np.uint8)
+    result, _, _ = doubled(np.concatenate((image, alpha), axis=1), Colours(Network()), alpha=True)
+    expected, _ = store(resize(alpha.astype(np.float64), (80, 96)), np.dtype(np.uint8))
+    np.testing.assert_array_equal(result[:, 3:], expected)
+    holes = image.astype(np.float32)
+    holes[0, :, 10, 10] = np.nan
+    result, _, _ = doubled(holes, Colours(Network()))
+    assert np.isnan(result[0, :, 20:22, 20:22]).all()
+    assert np.isfinite(result).sum() == result.size - 12
+
+
+def test_maps_and_first_stages_of_colours_are_those_of_the_luminance():
+    image, _ = doppler()
+
+    class Leaning(Network):
+        def run(self, planes, guide=None):
+            made = super().run(planes)
+            made.planes[..., 0, :] += 0.001
+            return made
+
+    extras = (SPREAD, CONSISTENCY, "intermediate")
+    _, measured, maps = doubled(image, Ensemble(Colours(Leaning())), extras)
+    width = float(image.max()) - float(image.min())
+    assert maps[SPREAD].shape == (2, 1, 80, 96)
+    assert maps[SPREAD][0, 0, 0, 48] == pytest.approx(width * 0.001 * np.sqrt(0.25 * 0.75), rel=1e-3)
+    assert measured.spread[1] == pytest.approx(maps[SPREAD].max())
+    assert maps[CONSISTENCY].shape == (2, 1, 40, 48)
+    np.testing.assert_allclose(maps["intermediate"], image, atol=1)
+    # Deviations of three colours that go together are the deviation of the luminance.
+    _, _, of_colours = doubled(image, Ensemble(Colours(Leaning(3))), extras)
+    np.testing.assert_allclose(of_colours[SPREAD], maps[SPREAD], atol=1e-4)
+    np.testing.assert_allclose(of_colours["intermediate"], image, atol=1)
+
+
 # -- overlapped, and stopped ----------------------------------------------------------------------------------
 
 
@@ -347,10 +490,11 @@ def test_an_error_anywhere_leaves_nothing_and_nobody(tmp_path, monkeypatch, wher
                 writer.write = lambda pixels: write(raising(pixels))
             Enlarger([Stream(reader, result, intensity, writer)], engine).run(Silent())
 
+    before = set(threading.enumerate())  # other tests' may be ending
     with pytest.raises(wanted, match="broken"):
         run_it()
     assert [path.name for path in tmp_path.iterdir()] == ["in.nii.gz"]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("medsr")]
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("medsr")]
 
 
 # -- faster, with the same values -----------------------------------------------------------------------------
