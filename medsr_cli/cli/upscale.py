@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medsr_cli.cli import options
-from medsr_cli.cli.render import Terminal, print_json
-from medsr_cli.errors import ArgumentsError, SomeInputsFailed
+from medsr_cli.cli.render import Terminal, complain, print_json, print_path
+from medsr_cli.errors import ArgumentsError, mention
 
 if TYPE_CHECKING:
+    from medsr_cli.tasks.batch_outcome import Tally
     from medsr_cli.tasks.magnification import Magnification
     from medsr_cli.tasks.request import GuideRequest, Item
 
 
 def upscale(
     inputs: Annotated[
-        list[Path] | None, typer.Argument(metavar="INPUT...", help="Images, DICOM folders or zips.")
+        list[Path] | None, typer.Argument(metavar="INPUT...", help="Images, DICOM folders, studies or zips.")
     ] = None,
     more_inputs: Annotated[list[Path] | None, typer.Option("-i", "--input", help="The same as INPUT.")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File, or folder for several inputs.")] = None,
@@ -37,7 +38,10 @@ def upscale(
         str | None, typer.Option("--modality", help="mr, ct, us or xr; else read from the file.")
     ] = None,
     axis: options.Axis = "auto",
-    series: Annotated[str | None, typer.Option("--series", help="SeriesInstanceUID, of a folder with several.")] = None,
+    series: Annotated[
+        str | None,
+        typer.Option("--series", help="One series of a study: its number in medsr inspect, or its SeriesInstanceUID."),
+    ] = None,
     roi: Annotated[
         str | None,
         typer.Option("--roi", help="Only x,y,w,h of each slice (pixels), or auto: where a detector sees a lesion."),
@@ -96,8 +100,52 @@ def upscale(
     max_vram: options.MaxVram = None,
     threads: options.Threads = None,
     deterministic: options.Deterministic = False,
+    transfer_syntax: Annotated[
+        str,
+        typer.Option("--transfer-syntax", help="DICOM results: explicit, rle, jpeg2000-lossless or jpegls-lossless."),
+    ] = "explicit",
+    stable_uids: Annotated[
+        bool,
+        typer.Option(
+            "--stable-uids", help="DICOM results: the same UIDs for the same source and settings, every time."
+        ),
+    ] = False,
+    multiframe: Annotated[
+        bool, typer.Option("--multiframe", help="An enhanced DICOM object stays one, instead of a file for each slice.")
+    ] = False,
+    private_tags: Annotated[
+        str,
+        typer.Option("--private-tags", help="DICOM results: safe (what says nothing of the old pixels), all or none."),
+    ] = "safe",
     suffix: Annotated[str | None, typer.Option("--suffix", help="Added to a result's name [_x4-rdst].")] = None,
     recursive: Annotated[bool, typer.Option("-r", "--recursive", help="Walk folders for images.")] = False,
+    files_from: Annotated[
+        str | None, typer.Option("--files-from", metavar="FILE|-", help="Read inputs from a list, or standard input.")
+    ] = None,
+    null: Annotated[
+        bool, typer.Option("-0", "--null", help="The list ends each path with a NUL, as find -print0.")
+    ] = False,
+    batch_record: Annotated[
+        Path | None,
+        typer.Option("--batch-record", help="Record of the batch [.medsr-batch.jsonl in the folder of results]."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the batch that the record tells of.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="With --resume: try again what was refused, too.")
+    ] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop after the first failure.")] = False,
+    max_failures: Annotated[
+        int | None, typer.Option("--max-failures", min=1, metavar="N", help="Stop after N failures.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=0, max=64, metavar="N", help="Threads that open and measure the next inputs.")
+    ] = 1,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            "--dask", metavar="ADDRESS", help="Spread the inputs over a running Dask cluster (tcp://HOST:8786)."
+        ),
+    ] = None,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Do only what is missing.")] = False,
     overwrite: options.Overwrite = False,
     report: options.Report = None,
@@ -111,16 +159,20 @@ def upscale(
     verbose: options.Verbose = False,
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,
+    log_paths: options.LogPaths = False,
     log_file: options.LogFile = None,
     debug: options.Debug = False,
 ) -> None:
     """Upscale images in plane; each result stands beside its input unless -o says where.
 
     The result keeps type, units, header and place: scan.nii.gz becomes scan_x4-rdst.nii.gz, a DICOM folder
-    NAME becomes NAME_x4-rdst/, a new series of the same study. The paths of the results are printed.
+    NAME becomes NAME_x4-rdst/, a new series of the same study. Of a study every series that suits is upscaled, each
+    into a folder of its own; the others are listed with the reason. The paths of the results are printed.
     """
+    from medsr_cli.tasks.batch_outcome import Tally
+    from medsr_cli.tasks.batch_request import BatchRequest
     from medsr_cli.tasks.model import ModelRequest
-    from medsr_cli.tasks.request import UpscaleRequest, known_preset
+    from medsr_cli.tasks.request import DicomOutput, UpscaleRequest, known_preset
     from medsr_cli.tasks.self_training import SelfTraining, refuse_unknown_terms
     from medsr_cli.tasks.upscale import upscale as run
 
@@ -158,6 +210,11 @@ def upscale(
         consistency_map=consistency_map,
         axis=axis,
         series=series,
+        dicom=DicomOutput(transfer_syntax, stable_uids, multiframe, private_tags),
+        batch=BatchRequest(
+            files_from, null, batch_record, resume, retry_failed, fail_fast, max_failures, jobs, log_paths
+        ),
+        cluster=dask,
         recursive=recursive,
         skip_existing=skip_existing,
         overwrite=overwrite,
@@ -165,52 +222,69 @@ def upscale(
         report=report,
         preview=preview,
     )
-    with Terminal(quiet=quiet, bar=not no_progress, verbose=verbose) as terminal:
-        items = []
-        for item in run(request, terminal):
+    tally, complaints = Tally(), _Complaints()
+    with (
+        Terminal(quiet=quiet, bar=not no_progress, verbose=verbose) as terminal,
+        closing(run(request, terminal)) as items,
+    ):
+        for item in items:
             show(item, as_json=as_json, verbose=verbose)
-            items.append(item)
-    conclude(items)
+            tally.add(item)
+            complaints.see(item)
+    complaints.conclude(tally)
 
 
 def show(item: Item, *, as_json: bool, verbose: bool) -> None:
-    """One result on stdout; a failure's sentence on stderr."""
+    """One result on stdout."""
+    from medsr_cli.tasks.batch_outcome import item_line
+    from medsr_cli.tasks.discretion import id_of, introduce
+
+    introduce(item.source)
     if as_json:
-        print_json(
-            {
-                "input": str(item.source),
-                "output": str(item.output) if item.output else None,
-                **(
-                    {"beside": [str(path) for path in item.more_outputs]}
-                    if item.more_outputs and not item.error
-                    else {}
-                ),
-                "status": item.status,
-                "error": str(item.error) if item.error else None,
-                "exit_code": item.error.exit_code if item.error else 0,
-                "warnings": item.warnings,
-                **({"report": item.report} if verbose else {}),
-            }
-        )
+        print_json(item_line(item, id_of(item.source), with_report=verbose))
     elif item.error is None:
         for path in (item.output, *item.more_outputs):
-            print(path, flush=True)
+            if path is not None:
+                print_path(path)
 
 
-def conclude(items: list[Item]) -> None:
-    """End with the right exit code: that of the only input, or 3 with a list of what failed."""
-    failed = [item for item in items if item.error is not None]
-    if not failed:
-        return
-    first = failed[0].error
-    assert first is not None  # noqa: S101 - it is in the list for that
-    # One input, or registered channels that go through together: one reason for all.
-    if len(failed) == len(items) and all(item.error is first for item in failed):
-        raise first
-    for item in failed:
-        print(f"medsr: {item.source.name}: {item.error}", file=sys.stderr)
-    msg = f"{len(failed)} of {len(items)} inputs failed; the others are done."
-    raise SomeInputsFailed(msg, "The failures are listed above.")
+class _Complaints:
+    """Failures on stderr as they happen; that of the only input, or one reason for all, is the process's own."""
+
+    def __init__(self) -> None:
+        self._held: Item | None = None
+        self._several = False
+
+    def see(self, item: Item) -> None:
+        """Tell a failure, unless it may turn out to be the only reason."""
+        if item.error is None:
+            self._tell_held(item.status != "not begun")
+        elif self._several:
+            self._tell(item)
+        elif self._held is None:
+            self._held = item
+        elif item.error is not self._held.error:
+            self._tell_held(True)
+            self._tell(item)
+
+    def conclude(self, tally: Tally) -> None:
+        """End with the right exit code."""
+        error = tally.error()
+        if error is None:
+            return
+        self._tell_held(self._held is not None and error is not self._held.error)
+        raise error
+
+    def _tell_held(self, several: bool) -> None:
+        self._several |= several
+        if self._several and self._held is not None:
+            self._tell(self._held)
+            self._held = None
+
+    @staticmethod
+    def _tell(item: Item) -> None:
+        if item.error is not None:
+            complain(f"{mention(item.source.name)}: {item.error.marked}", item.source)
 
 
 def tile_side(text: str) -> int | None:

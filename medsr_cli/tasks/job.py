@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from medsr_cli import __version__, formats
-from medsr_cli.errors import ArgumentsError, InputRefused, QualityGateFailed, mention
+from medsr_cli.errors import (
+    ArgumentsError,
+    QualityGateFailed,
+    mention,
+)
 from medsr_cli.evaluation.consistency import CORRELATION_LIMIT, CORRELATION_WARNING
 from medsr_cli.formats.atomic import atomic_file, refuse_existing
-from medsr_cli.formats.contract import Derivation, Reader, ReadOptions
+from medsr_cli.formats.contract import Derivation, DicomOutput, Reader, ReadOptions
+from medsr_cli.tasks.channels import refuse_channels, refuse_other_grid, refuse_other_patient
 from medsr_cli.tasks.enlarge import CONSISTENCY, SPREAD, Enlarger, Measured, Stream
-from medsr_cli.tasks.inputs import beside, refuse_same, target_of
+from medsr_cli.tasks.inputs import beside, place_in_study, refuse_same, target_of
 from medsr_cli.tasks.magnification import Factors
 from medsr_cli.tasks.maps import MapSource, map_volume
 from medsr_cli.tasks.model import PERCEPTUAL_WARNING, Model, degradation_of
 from medsr_cli.tasks.progress import Progress
-from medsr_cli.tasks.report import remarks, report_of
+from medsr_cli.tasks.report import remarks, report_of, told_checkpoint
 from medsr_cli.tasks.request import Item, UpscaleRequest
+from medsr_cli.tasks.self_training import unfinished_training
+from medsr_cli.tasks.settings import noted, remarks_of, settings_digest
+from medsr_cli.tasks.study import Chosen
 from medsr_cli.volume.intensity import IntensityRange, full_scale, measure
 from medsr_cli.volume.volume import Volume
 
@@ -35,8 +42,24 @@ LoadModel = Callable[[Reader, Factors, Path, IntensityRange], Model]
 INTERMEDIATE = "intermediate"
 REAL_NUMBERS = ("nifti", "nrrd", "metaimage", "tiff")
 """Formats that a map of real numbers can be written in."""
-SAME_PLACE_MM = 0.01
-"""How far the corners of registered images may lie apart."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """What goes through one run: an image, one series of a study, or the registered channels of one patient."""
+
+    paths: tuple[Path, ...]
+    several: bool = False
+    """Whether it is one of many inputs, so that a folder of results is meant by `-o`."""
+    chosen: Chosen = field(default_factory=lambda: Chosen(None))
+    """Which series of the input, and the folder that its result has within the study's."""
+    left: tuple[str, ...] = ()
+    """What of the study is not upscaled, a sentence each."""
+
+    @property
+    def one_of_many(self) -> bool:
+        """Whether there are other results, so that what is written beside this one needs a name of its own."""
+        return self.several or bool(self.chosen.folder_name)
 
 
 class Job:
@@ -45,17 +68,44 @@ class Job:
     def __init__(
         self,
         request: UpscaleRequest,
-        sources: tuple[Path, ...],
-        several: bool,
+        together: Together,
         progress: Progress,
         load: LoadModel,
         taken: dict[Path, Path],
     ) -> None:
-        self.request, self.several, self.progress, self.load = request, several, progress, load
+        self.request, self.together, self.progress, self.load = request, together, progress, load
+        self.chosen = together.chosen
         self.taken = taken
         """Results of this batch so far, and what each came from."""
-        self.items = [Item(source) for source in sources]
+        self.items = [Item(source, series=self.chosen.selector) for source in together.paths]
         self.facts: dict[str, Any] = {}
+        if self.chosen.folder_name:
+            self.facts["series"] = {"number": self.chosen.selector, "left": list(together.left)}
+        self._readers: list[Reader] = []
+        self._intensities: list[IntensityRange] = []
+        self._reading_seconds = 0.0
+        self._settings = ""
+        self._contents: tuple[str, ...] = ()
+
+    def prepare(self) -> None:
+        """Open and measure every input; another thread may do so while the engine has an earlier job.
+
+        Raises:
+            MedsrError: an input is refused, or its result may not be written.
+        """
+        clock = time.perf_counter()
+        self._readers = self._open()
+        if not self._is_done(self._readers):
+            # Of whole images, also where a part is enlarged: its values mean the same as beside it.
+            digests = [hashlib.sha256() for _ in self._readers]
+            self._intensities = [self._measured(*one) for one in zip(self._readers, digests, strict=True)]
+            self._contents = tuple(digest.hexdigest() for digest in digests)
+        self._reading_seconds = time.perf_counter() - clock
+
+    def _measured(self, reader: Reader, digest: hashlib._Hash) -> IntensityRange:
+        """The range of an image; where UIDs follow from its values, these go into a digest, too."""
+        slices = noted(reader.slices(), digest) if self.request.dicom.stable_uids else reader.slices()
+        return measure(slices, reader.volume.padding, reader.volume.alpha)
 
     def run(self) -> None:
         """Do it.
@@ -63,19 +113,18 @@ class Job:
         Raises:
             MedsrError: nothing of it was written then.
         """
-        clock = time.perf_counter()
-        readers = self._open()
-        if self._is_done(readers):
+        if not self._readers:
+            self.prepare()
+        clock = time.perf_counter() - self._reading_seconds
+        readers, intensities = self._readers, self._intensities
+        if not intensities:
             return
-        volume = readers[0].volume
-        scale = self.request.magnification.of(volume, readers[0].path.name)
+        scale = self.request.magnification.of(readers[0].volume, readers[0].path.name)
         target = self.items[0].output
-        assert target is not None  # noqa: S101 - `_open` has just set it
-        # Of whole images, also where a part is enlarged: its values mean the same as beside it.
-        intensities = [measure(r.slices(), r.volume.padding, r.volume.alpha) for r in readers]
+        assert target is not None  # noqa: S101 - `_open` has set it
         readers = self._parts(readers, intensities[0], scale)
         model = self.load(readers[0], scale, target, intensities[0])
-        self._refuse_channels(model, readers)
+        refuse_channels(model, readers)
         for item, reader, intensity in zip(self.items, readers, intensities, strict=True):
             item.warnings += [*self._doubts(model, reader.volume), *remarks(intensity)]
         opened = time.perf_counter()
@@ -88,22 +137,32 @@ class Job:
                 "total": round(time.perf_counter() - clock, 3),
             }
             self._write_extras(item, stream.volume, stream.result, stream.measured)
+            if item.output is not None:
+                unfinished_training(item.output).unlink(missing_ok=True)
         for sentence in dict.fromkeys(sentence for item in self.items for sentence in item.warnings):
             self.progress.warn(sentence)
 
     def _open(self) -> list[Reader]:
         """Readers of every input; where their results go is settled before anything else is done."""
         request = self.request
-        readers = [formats.open_image(item.source, ReadOptions(request.axis, request.series)) for item in self.items]
+        options = self.chosen.options(ReadOptions(request.axis, request.series))
+        readers = [formats.open_image(item.source, options) for item in self.items]
         for item, reader in zip(self.items, readers, strict=True):
-            item.output = target_of(request, request.ending, reader, self.several)
+            item.output = target_of(request, request.ending, reader, self.together.several)
+            if self.chosen.folder_name:
+                # The folder that was named is the study's, whether it is there already or not.
+                named = None if self.together.several else request.output
+                item.output = place_in_study(named or item.output, self.chosen.folder_name)
+            elif request.output is None or self.together.several:
+                item.output = formats.series_name(item.output, reader, self.dicom(reader))
             refuse_same(item.source, item.output)
             self._refuse_taken(item)
             self._refuse_map_place(item)
             for path in (item.output, *self._extra_paths(item, reader.volume).values()):
                 refuse_existing(path, request.overwrite or request.skip_existing)
         for reader in readers[1:]:
-            _refuse_other_grid(readers[0], reader)
+            refuse_other_grid(readers[0], reader)
+            refuse_other_patient(readers[0], reader)
         return readers
 
     def _refuse_taken(self, item: Item) -> None:
@@ -111,13 +170,12 @@ class Job:
         assert item.output is not None  # noqa: S101 - the caller has set it
         first = self.taken.setdefault(item.output.resolve(), item.source)
         if first != item.source:
-            msg = f"{mention(item.source)} and {first} would both become {mention(item.output.name)}."
-            raise ArgumentsError(msg, "Give them different names, or upscale them into different folders.")
+            raise both_become(item.source, first)
 
     def _refuse_map_place(self, item: Item) -> None:
         """A map has a name of its own, of a format for real numbers."""
         path = self.request.consistency_map
-        if path is None or self.several:
+        if path is None or self.together.one_of_many:
             return
         taken = [
             place.resolve() for place in (item.source, item.output, self.request.report, self.request.preview) if place
@@ -135,13 +193,13 @@ class Job:
         assert item.output is not None  # noqa: S101 - the caller has set it
         paths = {}
         if self.request.intermediate:
-            paths[INTERMEDIATE] = formats.default_name(item.output, f"_{INTERMEDIATE}", volume.format)
+            paths[INTERMEDIATE] = intermediate_name(item.output, volume.format)
         if self.request.spread:
             paths[SPREAD] = map_name(item.output, SPREAD, placed=volume.affine is not None)
         if self.request.consistency_map:
             # With many inputs each result has its own map, beside it.
             derived = map_name(item.output, CONSISTENCY, placed=volume.affine is not None)
-            paths[CONSISTENCY] = derived if self.several else self.request.consistency_map
+            paths[CONSISTENCY] = derived if self.together.one_of_many else self.request.consistency_map
         return paths
 
     def _is_done(self, readers: list[Reader]) -> bool:
@@ -196,29 +254,17 @@ class Job:
             doubts.append(f"The file does not say its modality; {assumed.upper()} was assumed.")
         return [*volume.warnings, *doubts]
 
-    def _refuse_channels(self, model: Model, readers: list[Reader]) -> None:
-        """A network of registered channels gets as many, a network of one gets one."""
-        wanted, given = model.engine.channels, len(readers)
-        if given == 1 and wanted in (0, 1, 3):
-            return
-        if given != wanted:
-            takes = f"{wanted} registered channels" if wanted > 1 else "one image at a time"
-            msg = f"{model.checkpoint_id or model.method} takes {takes}; {given} were given."
-            raise ArgumentsError(msg, "Name them all with --channels A,B,... in the order it was trained for.")
-        if any(reader.volume.channels != 1 for reader in readers):
-            msg = "Only grey images can be channels."
-            raise InputRefused(msg, "Give one grey image for each channel.")
-
     def _stream(self, readers: list[Reader], intensities: list[IntensityRange], model: Model) -> list[Stream]:
         request = self.request
         first = readers[0].volume
         size = model.engine.size_of(first.rows, first.columns)
         results = [reader.volume.enlarged(*size) for reader in readers]
         guide = self._guide(readers[0], results[0], model)
+        self._settings = settings_digest(request, model, self.facts, first, self._contents)
         with ExitStack() as stack:
             streams = []
             for item, reader, intensity, result in zip(self.items, readers, intensities, results, strict=True):
-                derivation = derivation_of(model, reader.volume, result)
+                derivation = self._derivation(model, reader, result)
                 assert item.output is not None  # noqa: S101 - set by `_open`
                 writer = stack.enter_context(
                     formats.create_image(item.output, reader, result, derivation, overwrite=request.overwrite)
@@ -268,7 +314,7 @@ class Job:
                 msg = f"{model.method} has no intermediate result."
                 raise ArgumentsError(msg, "Leave out --intermediate, or use -m msgan.")
             grid = reader.volume.enlarged(reader.volume.rows * factor, reader.volume.columns * factor)
-            said = derivation_of(model, reader.volume, grid)
+            said = self._derivation(model, reader, grid, second=True)
             extras[INTERMEDIATE] = grid, self._open_extra(stack, item, paths[INTERMEDIATE], reader, grid, said)
         if SPREAD in paths:
             grid = map_volume(result)
@@ -277,8 +323,8 @@ class Job:
             extras[SPREAD] = grid, self._open_extra(stack, item, paths[SPREAD], source, grid, said)
         if CONSISTENCY in paths:
             grid = map_volume(reader.volume)
-            said = replace(derivation_of(model, grid, grid), method=f"{derivation.method} {CONSISTENCY}")
             source = MapSource(grid, item.source)
+            said = replace(self._derivation(model, source, grid), method=f"{derivation.method} {CONSISTENCY}")
             extras[CONSISTENCY] = grid, self._open_extra(stack, item, paths[CONSISTENCY], source, grid, said)
         return extras
 
@@ -288,6 +334,31 @@ class Job:
         item.more_outputs.append(path)
         overwrite = self.request.overwrite or self.request.skip_existing
         return stack.enter_context(formats.create_image(path, source, grid, derivation, overwrite=overwrite))
+
+    def _derivation(self, model: Model, reader: Reader, result: Volume, *, second: bool = False) -> Derivation:
+        """What the result's header says of how it came about; `second` is beside the result proper."""
+        volume, dicom = reader.volume, self.dicom(reader)
+        if second:
+            dicom = replace(dicom, ordinal=dicom.ordinal + 1)
+        return Derivation(
+            method=model.method,
+            scale=(result.rows / volume.rows, result.columns / volume.columns),
+            software=f"medsr {__version__}",
+            checkpoint_id=told_checkpoint(model.checkpoint_id),
+            checkpoint_sha256=model.checkpoint_sha256,
+            degradation=model.degradation,
+            remarks=remarks_of(self.request, len(self.items)),
+            settings=self._settings,
+            dicom=dicom,
+        )
+
+    def dicom(self, reader: Reader) -> DicomOutput:
+        """How a result of this input is written as DICOM."""
+        asked = self.request.dicom
+        # Among many inputs, --multiframe is meant for those that can be one object again.
+        multiframe = asked.multiframe and (not self.together.one_of_many or formats.is_enhanced(reader))
+        step = 2 if self.request.intermediate else 1
+        return replace(asked, multiframe=multiframe, ordinal=(self.chosen.stack - 1) * step)
 
     def _refuse_inconsistent(self, item: Item, measured: Measured) -> None:
         correlation = measured.consistency.correlation
@@ -305,7 +376,7 @@ class Job:
         from medsr_cli.tasks.preview import preview_png
 
         report, preview = self.request.report, self.request.preview
-        if self.several:
+        if self.together.one_of_many:
             # With many inputs each result has its own report and preview, beside it.
             report = beside(item.output, ".json") if report else None
             preview = beside(item.output, ".png") if preview else None
@@ -317,16 +388,17 @@ class Job:
                 file.write(preview_png(measured.shown, volume, result))
 
 
-def derivation_of(model: Model, volume: Volume, result: Volume) -> Derivation:
-    """What the result's header says of how it came about."""
-    return Derivation(
-        method=model.method,
-        scale=(result.rows / volume.rows, result.columns / volume.columns),
-        software=f"medsr {__version__}",
-        checkpoint_id=model.checkpoint_id,
-        checkpoint_sha256=model.checkpoint_sha256,
-        degradation=model.degradation,
-    )
+def both_become(source: Path, first: Path) -> ArgumentsError:
+    """Two inputs whose results would have one name."""
+    msg = f"{mention(first)} and {mention(source)} would both become one result; the first has its name."
+    return ArgumentsError(msg, "Give them different names, or upscale them into different folders.")
+
+
+def intermediate_name(output: Path, format_name: str) -> Path:
+    """Where the result of a first stage stands beside the whole one: a folder where that is one, there or not."""
+    if formats.format_of_name(output) is None:
+        return output.with_name(f"{output.name}_{INTERMEDIATE}")
+    return formats.default_name(output, f"_{INTERMEDIATE}", format_name)
 
 
 def map_name(output: Path, name: str, *, placed: bool) -> Path:
@@ -334,22 +406,3 @@ def map_name(output: Path, name: str, *, placed: bool) -> Path:
     # The name of a folder may be a UID: no part of it is a suffix.
     stem = output.name if formats.format_of_name(output) is None else formats.stem_of_name(output)
     return output.with_name(f"{stem}_{name}" + (".nii.gz" if placed else ".tiff"))
-
-
-def _refuse_other_grid(first: Reader, other: Reader) -> None:
-    a, b = first.volume, other.volume
-    same = (a.rows, a.columns, a.slices, a.plane_axes) == (b.rows, b.columns, b.slices, b.plane_axes)
-    if same and a.affine is not None and b.affine is not None:
-        same = a.array_shape == b.array_shape and bool(_largest_distance_mm(a, b) < SAME_PLACE_MM)
-    if not same or (a.affine is None) != (b.affine is None):
-        msg = f"{mention(other.path.name)} is not on the grid of {mention(first.path.name)}."
-        raise InputRefused(msg, "Channels must be registered and resampled to one grid first.")
-
-
-def _largest_distance_mm(a: Volume, b: Volume) -> float:
-    """Between the corners of two grids of one shape."""
-    assert a.affine is not None and b.affine is not None  # noqa: S101, PT018 - the caller has compared them
-    corners = np.array([[i, j, k, 1] for i in (0, 1) for j in (0, 1) for k in (0, 1)], float)
-    shape = (*a.array_shape, 1, 1)[:3]
-    corners[:, :3] *= np.array(shape) - 1
-    return float(np.linalg.norm((corners @ (a.affine - b.affine).T)[:, :3], axis=1).max())

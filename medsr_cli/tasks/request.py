@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from medsr_cli.errors import ArgumentsError, MedsrError
+from medsr_cli.formats.contract import DicomOutput
 from medsr_cli.networks import catalogue
+from medsr_cli.tasks.batch_request import BatchRequest
 from medsr_cli.tasks.magnification import Magnification
 from medsr_cli.tasks.model import ModelRequest
 from medsr_cli.tasks.self_training import PRESET_NAMES, Preset, SelfTraining
 
+__all__ = [
+    "REGISTRATIONS",
+    "DicomOutput",
+    "GuideRequest",
+    "Item",
+    "Registration",
+    "UpscaleRequest",
+    "known_preset",
+    "known_registration",
+    "learns_from_the_image",
+    "refuse_contradictions",
+]
+
 Word = TypeVar("Word", bound=str)
 Registration = Literal["none", "rigid"]
 REGISTRATIONS: tuple[Registration, ...] = ("none", "rigid")
+AXES = ("auto", "axial", "sagittal", "coronal", "0", "1", "2")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -57,12 +75,18 @@ class UpscaleRequest:
     """Also write how far the shrunken result is from the input; beside each result where there are several."""
     axis: str = "auto"
     series: str | None = None
+    dicom: DicomOutput = field(default_factory=DicomOutput)
     recursive: bool = False
+    tree: Path | None = None
+    """Folder, absolute, whose tree the folder of results mirrors: where a list of inputs was made."""
     skip_existing: bool = False
     overwrite: bool = False
     strict: bool = False
     report: Path | None = None
     preview: Path | None = None
+    batch: BatchRequest = field(default_factory=BatchRequest)
+    cluster: str | None = None
+    """Address of a Dask scheduler whose workers do the inputs."""
 
     @property
     def ending(self) -> str:
@@ -78,13 +102,17 @@ class Item:
 
     source: Path
     output: Path | None = None
+    series: str | None = None
+    """Which series of a study, by its number in `medsr inspect`, or as it was named."""
     status: str = "done"
-    """`done`, `skipped` or `failed`."""
+    """`done`, `skipped`, `failed` or `not begun`."""
     error: MedsrError | None = None
     report: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     more_outputs: list[Path] = field(default_factory=list)
     """Maps and intermediate results beside the output."""
+    seconds: float = 0.0
+    """From its turn to its end, with all that went through with it."""
 
 
 def learns_from_the_image(request: ModelRequest) -> bool:
@@ -106,6 +134,9 @@ def refuse_contradictions(request: UpscaleRequest) -> None:
     if request.skip_existing and request.overwrite:
         msg = "--skip-existing and --overwrite contradict each other."
         raise ArgumentsError(msg, "Give one of them.")
+    request.batch.refuse_contradictions()
+    refuse_unknown_output(request.dicom)
+    refuse_unknown_names(request)
     if request.channels and request.inputs:
         msg = "--channels names the images; there are other inputs beside."
         raise ArgumentsError(msg, "Give either an input or --channels.")
@@ -135,6 +166,41 @@ def refuse_contradictions(request: UpscaleRequest) -> None:
     if request.guide is not None and known and not guided:
         msg = f"{request.model.model} takes no guide."
         raise ArgumentsError(msg, "Leave out --guide, or use -m cohft.")
+
+
+def refuse_unknown_names(request: UpscaleRequest) -> None:
+    """Names that every input would fail by, told once and before anything is opened or loaded.
+
+    Raises:
+        ArgumentsError: the sentence lists those that there are.
+    """
+    if request.axis not in AXES:
+        msg = f"There is no axis {request.axis!r}."
+        raise ArgumentsError(msg, "Give auto, axial, sagittal, coronal, 0, 1 or 2.")
+    if request.model.precision not in PRECISIONS:
+        msg = f"There is no precision called {request.model.precision!r}."
+        raise ArgumentsError(msg, f"Give {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}.")
+    if not re.fullmatch(r"auto|mps|(cpu|gpu|cuda)(:[0-9]{1,3})?", request.model.device.strip().lower()):
+        msg = f"There is no device called {request.model.device!r}."
+        raise ArgumentsError(msg, "Give auto, cpu, cuda, cuda:N or mps.")
+    if request.suffix is not None and re.search(r"[/\\\0]", request.suffix):
+        msg = "--suffix is a part of a name, and cannot lead to another folder."
+        raise ArgumentsError(msg, "Leave / and \\ out of it; -o names a folder for the results.")
+
+
+def refuse_unknown_output(dicom: DicomOutput) -> None:
+    """Names that no DICOM result can be written by.
+
+    Raises:
+        ArgumentsError: the sentence lists those that there are.
+    """
+    if dicom == DicomOutput():
+        return
+    from medsr_cli.formats.dicom_encode import known_syntax
+    from medsr_cli.formats.dicom_private import check_rule
+
+    known_syntax(dicom.transfer_syntax)
+    check_rule(dicom.private_tags)
 
 
 def _archs(name: str) -> list[catalogue.Arch]:

@@ -6,6 +6,7 @@ import errno
 import gzip
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
@@ -76,9 +78,9 @@ def test_a_batch_goes_on_after_a_bad_file_and_ends_with_3(medsr, tmp_path):
     bad = tmp_path / "b.nii.gz"
     bad.write_text("not an image")
     out = tmp_path / "out"
-    ended = medsr("upscale", good, bad, other, "-o", out, "-m", "bicubic", "-s", 2)
+    ended = medsr("upscale", good, bad, other, "-o", out, "-m", "bicubic", "-s", 2, "--log-paths")
     assert ended.code == 3
-    assert sorted(p.name for p in out.iterdir()) == ["a_x2-bicubic.nii.gz", "c_x2-bicubic.nii.gz"]
+    assert sorted(p.name for p in out.glob("[!.]*")) == ["a_x2-bicubic.nii.gz", "c_x2-bicubic.nii.gz"]
     assert "b.nii.gz" in ended.err
     assert len(ended.out.splitlines()) == 2
 
@@ -218,20 +220,50 @@ def test_trees_are_mirrored_under_the_output(medsr, tmp_path):
     assert found == ["a/scan_x2-bicubic.nii.gz", "b/scan_x2-bicubic.nii.gz"]
 
 
-def test_a_folder_of_two_series_lists_them(medsr, shared):
-    ended = medsr("upscale", shared / "data" / "dicom" / "plain_small", "-m", "bicubic", "-s", 2)
-    assert ended.code == 6
+def test_every_series_of_a_study_that_suits_is_upscaled(medsr, shared, tmp_path):
+    study = tmp_path / "study"
+    shutil.copytree(shared / "data" / "dicom" / "plain_small", study)
+    shutil.copy(shared / "data" / "dicom" / "siemens_mosaic_rle" / "mosaic.dcm", study)
+    ended = medsr("upscale", study, "-m", "bicubic", "-s", 2, "--report", "r.json", "-o", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    assert ended.out.split() == [str(tmp_path / "out" / f"series-0{number}") for number in (1, 2)]
+    # The third is listed with its reason, and its series is named by its number alone.
+    assert "Series 3 is a Siemens mosaic" in ended.err
+    assert "1.3.12" not in ended.err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "series-01", "series-01.json", "series-02", "series-02.json"
+    ]  # fmt: skip
+    told = json.loads((tmp_path / "out" / "series-01.json").read_text())
+    assert any("Siemens mosaic" in sentence for sentence in told["series"]["left"])
+
+
+def test_one_series_of_a_study_that_fails_does_not_keep_the_others(medsr, shared, tmp_path):
+    study = tmp_path / "study"
+    shutil.copytree(shared / "data" / "dicom" / "plain_small", study)
+    first = tmp_path / "out" / "series-01"
+    first.mkdir(parents=True)  # in the way
+    ended = medsr("upscale", study, "-m", "bicubic", "-s", 2, "-o", tmp_path / "out")
+    assert ended.code == 3
+    assert ended.out.split() == [str(tmp_path / "out" / "series-02")]
+
+
+def test_several_series_do_not_become_one_file(medsr, shared, tmp_path):
+    folder = shared / "data" / "dicom" / "plain_small"
+    ended = medsr("upscale", folder, "-m", "bicubic", "-s", 2, "-o", tmp_path / "out.nii.gz")
+    assert ended.code == 2
     assert "--series" in ended.err
-    assert ended.err.count("1.") >= 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_of_two_series_is_chosen(medsr, shared, tmp_path):
     folder = shared / "data" / "dicom" / "plain_small"
-    listed = medsr("upscale", folder, "-m", "bicubic", "-s", 2).err
-    uid = next(word.strip("(),;:") for word in listed.split() if word.strip("(),;:").count(".") > 4)
-    ended = medsr("upscale", folder, "-m", "bicubic", "-s", 2, "--series", uid, "-o", tmp_path / "out")
-    assert ended.code == 0, ended.err
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["0001.dcm"]
+    (listed,) = (json.loads(line) for line in medsr("inspect", folder, "--json").out.splitlines())
+    uid = listed["stacks"][1]["series_instance_uid"]
+    for number, series in enumerate((uid, "2", uid[-12:])):
+        target = tmp_path / str(number)
+        ended = medsr("upscale", folder, "-m", "bicubic", "-s", 2, "--series", series, "-o", target)
+        assert ended.code == 0, ended.err
+        assert [p.name for p in target.iterdir()] == ["0001.dcm"]
 
 
 def test_existing_target_is_kept_unless_told(medsr, scan):
@@ -358,3 +390,202 @@ def test_a_checkpoint_for_any_modality_assumes_none(medsr, tmp_path, modality, t
     assert done.code == 0, done.err
     assert ("was assumed" in done.err) is (told is not None)
     assert (told or "") in done.err
+
+
+def tree_of(folder: Path, *names: str) -> Path:
+    """Tiny volumes; each has values of its own."""
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_nifti(folder / name, anatomy((8, 8, 2), seed=number))
+    return folder
+
+
+def results(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*.nii.gz"))
+
+
+BICUBIC = ("-m", "bicubic", "-s", 2)
+
+
+def test_results_within_the_tree_are_not_inputs_of_the_next_run(medsr, tmp_path):
+    tree = tree_of(tmp_path / "tree", "a.nii.gz", "sub/b.nii.gz")
+    for _ in range(2):
+        ended = medsr("upscale", tree, "--recursive", "-o", tree / "out", "--resume", *BICUBIC)
+        assert ended.code == 0, ended.err
+        assert results(tree / "out") == ["a_x2-bicubic.nii.gz", "sub/b_x2-bicubic.nii.gz"]
+    save_nifti(tree / "a_x2-bicubic.nii.gz")
+    assert medsr("upscale", tree, "-o", tmp_path / "elsewhere", *BICUBIC).code == 0
+    assert results(tmp_path / "elsewhere") == ["a_x2-bicubic.nii.gz"], "nor are those that stand beside their inputs"
+
+
+def test_a_list_of_find_holds_results_the_second_time(medsr, tmp_path, monkeypatch):
+    tree = tree_of(tmp_path / "tree", "a.nii.gz", "sub/b.nii.gz")
+    monkeypatch.chdir(tree)
+    for where in ((), ("-o", "RESULTS")):
+        for _ in range(2):
+            listed = tmp_path / "list"
+            listed.write_text("\n".join(str(p) for p in sorted(Path().rglob("*.nii.gz"))))
+            ended = medsr("upscale", "--files-from", listed, "--skip-existing", *where, *BICUBIC)
+            assert ended.code == 0, ended.err
+    assert results(tree / "RESULTS") == ["a_x2-bicubic.nii.gz", "sub/b_x2-bicubic.nii.gz"]
+    assert not list(tree.rglob("*bicubic_x2*"))
+
+
+def test_a_list_leads_no_result_out_of_its_folder_and_takes_each_file_once(medsr, tmp_path, monkeypatch):
+    tree_of(tmp_path, "here/a.nii.gz", "other/c.nii.gz")
+    monkeypatch.chdir(tmp_path / "here")
+    listed = tmp_path / "list"
+    listed.write_text(f"../other/c.nii.gz\na.nii.gz\n../here/a.nii.gz\n{tmp_path}/here/a.nii.gz\n")
+    ended = medsr("upscale", "--files-from", listed, "-o", "out/deep", *BICUBIC)
+    assert ended.code == 0, ended.err
+    assert results(tmp_path) == [
+        "here/a.nii.gz",
+        "here/out/deep/a_x2-bicubic.nii.gz",
+        "here/out/deep/c_x2-bicubic.nii.gz",
+        "other/c.nii.gz",
+    ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_links_in_a_tree_are_followed_but_nothing_is_done_twice(medsr, tmp_path):
+    tree = tree_of(tmp_path / "tree", "a.nii.gz", "sub/b.nii.gz")
+    tree_of(tmp_path / "far", "deep/c.nii.gz")
+    (tree / "sub" / "loop").symlink_to("..")
+    (tree / "alias").symlink_to("sub")
+    (tree / "up").symlink_to(tmp_path)
+    (tree / "far").symlink_to(tmp_path / "far")
+    assert medsr("upscale", tree, "--recursive", "-o", tmp_path / "out", *BICUBIC).code == 0
+    assert results(tmp_path / "out") == [
+        "a_x2-bicubic.nii.gz",
+        "far/deep/c_x2-bicubic.nii.gz",
+        "sub/b_x2-bicubic.nii.gz",
+    ]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_told(medsr, tmp_path, monkeypatch):
+    tree = tree_of(tmp_path / "tree", "a.nii.gz", "locked/b.nii.gz")
+    scandir = os.scandir
+
+    def refusing(path="."):
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    ended = medsr("upscale", tree, "--recursive", "-o", tmp_path / "out", "--json", *BICUBIC)
+    lines = [json.loads(line) for line in ended.out.splitlines()]
+    assert ended.code == 3
+    assert [(Path(line["input"]).name, line["exit_code"]) for line in lines] == [("a.nii.gz", 0), ("locked", 6)]
+
+
+@pytest.mark.parametrize("jobs", [0, 4])
+def test_of_two_inputs_of_one_name_the_first_has_the_result_also_when_resumed(medsr, tmp_path, jobs):
+    tree_of(tmp_path, "a/x.nii.gz", "b/x.nii.gz")
+    save_nifti(tmp_path / "a" / "x.nii.gz", anatomy((64, 64, 8)))  # the slower one to open and measure
+    for more in ((), ("--resume", "--overwrite")):
+        ended = medsr(
+            *("upscale", tmp_path / "a" / "x.nii.gz", tmp_path / "b" / "x.nii.gz", "-o", tmp_path / "out", "--json"),
+            *(*BICUBIC, "--jobs", jobs, *more),
+        )
+        assert ended.code == 3
+        assert [json.loads(line)["exit_code"] for line in ended.out.splitlines()] == [0, 2]
+        assert nib.load(tmp_path / "out" / "x_x2-bicubic.nii.gz").shape == (128, 128, 8)
+
+
+def test_complaints_have_the_digits_of_the_line_of_their_own_input(medsr, tmp_path):
+    """Files of many folders often have one name: a failure once was told with the digits of the next file."""
+    odd = "odd\nname.nii.gz" if sys.platform != "win32" else "odd.nii.gz"
+    tree = tree_of(tmp_path / "tree", "a/x.nii.gz", "b/x.nii.gz", "c/x.nii.gz", odd)
+    (tree / "a" / "x.nii.gz").write_text("bad")
+    (tree / "b" / "x.nii.gz").write_text("worse")
+    for more in ((), ("--resume",)):
+        ended = medsr("upscale", tree, "--recursive", "-o", tmp_path / "out", "--json", *BICUBIC, *more)
+        lines = [json.loads(line) for line in ended.out.splitlines()]
+        failed = [line["id"] for line in lines if line["exit_code"]]
+        assert len(failed) == 2
+        told = [line.split()[1].partition(".")[0] for line in ended.err.splitlines() if line.startswith("medsr: ")]
+        assert told[:2] == failed
+        assert all(line["id"] in line["error"] for line in lines if line["error"])
+        if not more:
+            begun = {line.split()[-1].partition(".")[0] for line in ended.err.splitlines() if line.startswith("[")}
+            assert begun == {line["id"] for line in lines}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_a_name_that_the_terminal_cannot_show_stops_no_batch(tmp_path):
+    names = [tmp_path / os.fsdecode(b"bad\xff.nii.gz"), tmp_path / "ok.nii.gz"]
+    for name in names:
+        save_nifti(tmp_path / "made.nii.gz", anatomy((8, 8, 2))).rename(name)
+    call = [sys.executable, "-m", "medsr_cli", "upscale", *map(str, names), "-o", str(tmp_path / "out"), "-q"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [*call, "-m", "bicubic", "-s", "2"],
+            stdout=subprocess.PIPE,
+            stderr=full,  # nor does a full disk under the job's log
+            env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+            check=False,
+        )
+    assert ended.returncode == 0
+    assert [line.rpartition(b"/")[2] for line in ended.stdout.splitlines()] == [
+        b"bad\xff_x2-bicubic.nii.gz",
+        b"ok_x2-bicubic.nii.gz",
+    ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="descriptors of POSIX")
+def test_closed_streams_stop_no_run_and_are_nobody_elses(tmp_path):
+    scan = save_nifti(tmp_path / "scan.nii.gz", anatomy((8, 8, 2)))
+    call = f'exec "{sys.executable}" -m medsr_cli upscale "{scan}" -m bicubic -s 2 >&- 2>&-'
+    assert subprocess.run(["sh", "-c", call], check=False).returncode == 0
+    assert nib.load(tmp_path / "scan_x2-bicubic.nii.gz").shape == (16, 16, 2)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("--axis", "q"), ("--precision", "fp99"), ("-d", "toaster"), ("--suffix", "a/b"), ("-o", "out.nii.gz"), ()],
+)
+def test_what_every_input_would_fail_by_is_told_once(medsr, tmp_path, monkeypatch, wrong):
+    monkeypatch.chdir(tree_of(tmp_path, "tree/a.nii.gz", "tree/b.nii.gz"))
+    ended = medsr("upscale", *(["tree"] if wrong else []), *wrong, "-m", "bicubic")
+    assert ended.code == 2
+    assert len(ended.err.splitlines()) == 1
+    assert ended.out == ""
+
+
+def test_a_study_that_lost_files_is_made_again_and_has_a_line_for_each_series(medsr, tmp_path):
+    from tests.formats.dicom_makers import header, place
+    from tests.formats.dicom_makers import save as save_dicom
+
+    pixels = anatomy((16, 16, 3)).astype(np.uint16)
+    for number in (1, 2, 3):
+        for at in range(3):
+            ds = header(rows=16, columns=16, series=f"1.2.{number}", number=at + 1)
+            ds.SeriesNumber = number
+            place(ds, (0.0, 0.0, 3.0 * at), (1, 0, 0, 0, 1, 0))
+            save_dicom(ds, tmp_path / "tree" / "study" / f"{number}-{at}.dcm", pixels[..., at])
+    out = tmp_path / "out"
+
+    def run() -> list[tuple[str, str, str]]:
+        ended = medsr("upscale", tmp_path / "tree", "--recursive", "-o", out, "--resume", "--json", *BICUBIC)
+        assert ended.code == 0, ended.err
+        lines = [json.loads(line) for line in ended.out.splitlines()]
+        return [(line["status"], line["series"], Path(line["output"]).name) for line in lines]
+
+    each = [("1", "series-01"), ("2", "series-02"), ("3", "series-03")]
+    assert run() == [("done", *one) for one in each]
+    assert run() == [("skipped", *one) for one in each]
+    next((out / "study_x2-bicubic" / "series-02").iterdir()).unlink()
+    assert run() == [("done", *one) for one in each]
+    shutil.rmtree(out / "study_x2-bicubic" / "series-03")
+    assert run() == [("done", *one) for one in each]
+
+
+def test_a_dicom_header_tells_what_was_done_beside_the_network(medsr, tmp_path):
+    from tests.formats.dicom_makers import series
+
+    series(tmp_path / "in", 2)
+    ended = medsr("upscale", tmp_path / "in", "-m", "bicubic", "-s", 2, "--tta", "--back-projection", 3, "--log-paths")
+    assert ended.code == 0, ended.err
+    said = pydicom.dcmread(sorted(Path(ended.out.strip()).iterdir())[0]).DerivationDescription
+    assert "Mean of eight orientations." in said
+    assert "Corrected 3 times by its own difference from the source." in said
