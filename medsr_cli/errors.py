@@ -7,6 +7,7 @@ or keeps the sentence can put something else in their place.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import PurePath
@@ -31,6 +32,11 @@ def unmarked(sentence: str) -> str:
 def replaced_mentions(sentence: str, stand_in: Callable[[str], str]) -> str:
     """The sentence with what `stand_in` returns in the place of every mentioned name."""
     return _MENTIONED.sub(lambda found: stand_in(found.group(1)), sentence)
+
+
+def reason_of(error: OSError) -> str:
+    """Why the system refused, in its own words for the error's number; what a library says there may name a file."""
+    return os.strerror(error.errno) if error.errno else type(error).__name__
 
 
 class MedsrError(Exception):

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import logging
+import io
 import signal
 import sys
-import traceback
+from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from medsr_cli import __version__
-from medsr_cli.cli import compare, demo, doctor, evaluate, export, finetune, inspect, models, upscale, weights
+from medsr_cli.cli import compare, demo, doctor, evaluate, export, finetune, inspect, models, module, upscale, weights
+from medsr_cli.cli.log import LOG, has_option, keep_log, libraries_held_back, option_value
 from medsr_cli.errors import MedsrError
+from medsr_cli.tasks.discretion import begin, discreet, discreet_traceback, discreet_usage
 
-LOG = logging.getLogger("medsr")
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -52,6 +52,7 @@ app.command("inspect", short_help="Show what is in an image.")(inspect.inspect)
 app.command("models", short_help="List methods, checkpoints, figures and licences.")(models.models)
 app.add_typer(weights.app, name="weights", short_help="List, fetch, verify, convert, send and carry checkpoints.")
 app.command("doctor", short_help="Find out what works here, and what to do about what does not.")(doctor.doctor)
+app.command("module", short_help="Run as the processing container of a routing hub.")(module.module)
 app.command("demo", short_help="Make a first picture; needs no data or network.")(demo.demo)
 
 
@@ -73,24 +74,39 @@ def medsr(
 def run() -> NoReturn:
     """Parse the arguments, run the command, end the process."""
     signal.signal(signal.SIGTERM, _stop)
-    debug = "--debug" in sys.argv
-    keep_log()
+    arguments = sys.argv[1:]
+    debug, shown = has_option(arguments, "--debug"), has_option(arguments, "--log-paths")
+    begin(arguments, shown=shown, words=_option_names)
+    path = option_value(arguments, "--log-file")
+    keep_log(Path(path) if path else None)
+    with contextlib.nullcontext() if shown else libraries_held_back():
+        code = _ended(debug)
     try:
-        code = app(standalone_mode=False)
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:
+        # The disk that keeps what was said is full: that is not the work's fault, nor its exit code.
+        sys.stderr = io.StringIO()
+    sys.exit(code)
+
+
+def _ended(debug: bool) -> int:
+    """Run the command; the exit code that it ends with."""
+    try:
+        return int(app(standalone_mode=False) or 0)
     except MedsrError as error:
-        _explain(str(error), debug)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        _explain("Interrupted; nothing half-done was left behind.", debug)
-        code = INTERRUPTED
+        _explain(error.marked, error, debug)
+        return error.exit_code
+    except KeyboardInterrupt as error:
+        _explain("Interrupted; nothing half-done was left behind.", error, debug)
+        return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has gone: there is nobody to tell.
-        with contextlib.suppress(OSError):
+        # The reader of our output has gone: there is nobody to tell, nor is there at the flush before the end.
+        with contextlib.suppress(OSError, ValueError):
             sys.stdout.close()
-        code = 1
+        return 1
     except Exception as error:
-        code = _usage_or_crash(error, debug)
-    sys.exit(code or 0)
+        return _usage_or_crash(error, debug)
 
 
 def _usage_or_crash(error: Exception, debug: bool) -> int:
@@ -100,33 +116,45 @@ def _usage_or_crash(error: Exception, debug: bool) -> int:
         return INTERRUPTED
     # Usage errors know how to show themselves; their class has moved between releases of typer.
     if hasattr(error, "show") and hasattr(error, "exit_code"):
-        error.show()
+        shown = io.StringIO()
+        error.show(file=shown)
+        # The first lines say how the command is called; what is wrong follows, and quotes what was given.
+        usage, found, wrong = shown.getvalue().partition("Error: ")
+        typer.echo(usage + found + discreet_usage(wrong) if found else discreet_usage(usage), err=True, nl=False)
+        LOG.error(discreet_usage(wrong or usage).strip())
         return int(error.exit_code)
     if isinstance(error, MemoryError):
-        _explain("There is not enough memory. Use a smaller --tile, or close other programs.", debug)
+        _explain("There is not enough memory. Use a smaller --tile, or close other programs.", error, debug)
         return 1
     _explain(
-        f"Something went wrong inside medsr ({type(error).__name__}). Run it again with --debug for details.", debug
+        f"Something went wrong inside medsr ({type(error).__name__}). Run it again with --debug for details.",
+        error,
+        debug,
     )
     return 1
 
 
-def keep_log() -> None:
-    """With `--log-file FILE`, everything that is said goes there too, and tracebacks always."""
-    path = next((after for word, after in itertools.pairwise(sys.argv) if word == "--log-file"), None)
-    LOG.handlers.clear()
-    LOG.propagate = False
-    LOG.setLevel(logging.INFO)
-    LOG.addHandler(logging.FileHandler(path, delay=True) if path else logging.NullHandler())
-    for handler in LOG.handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-
-
-def _explain(sentence: str, debug: bool) -> None:
-    LOG.error(sentence, exc_info=True)
+def _explain(sentence: str, error: BaseException, debug: bool) -> None:
+    """One sentence on stderr, with frames before it where they are asked for; in the log file both."""
+    sentence, trace = discreet(sentence), discreet_traceback(error)
+    LOG.error("%s\n%s", sentence, trace.rstrip())
     if debug:
-        traceback.print_exc()
+        typer.echo(trace, err=True, nl=False)
     typer.echo(f"medsr: {sentence}", err=True)
+
+
+def _option_names() -> set[str]:
+    """Names of commands and options: what a command line may hold that says nothing of an image."""
+    found: set[str] = set()
+    waiting: list[Any] = [typer.main.get_command(app)]
+    while waiting:
+        command = waiting.pop()
+        for name, inner in getattr(command, "commands", {}).items():
+            found.add(name)
+            waiting.append(inner)
+        for parameter in command.params:
+            found |= {*getattr(parameter, "opts", ()), *getattr(parameter, "secondary_opts", ())}
+    return found | {"--help", "-h"}
 
 
 def _stop(signum: int, frame: FrameType | None) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 from medsr_cli.cli import options
 from medsr_cli.cli.render import Terminal, print_json
 from medsr_cli.errors import ArgumentsError, QualityGateFailed
+from medsr_cli.tasks.discretion import discreet_command
 
 if TYPE_CHECKING:
     from medsr_cli.tasks.compare import Comparison
@@ -68,6 +68,7 @@ def compare(
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,
     log_file: options.LogFile = None,
+    log_paths: options.LogPaths = False,
     debug: options.Debug = False,
 ) -> None:
     """Hold image A against image B: metrics, differences in their units, headers, and where structures disagree.
@@ -98,7 +99,7 @@ def compare(
         flagged_map=flagged_map,
         difference_map=difference_map,
         overwrite=overwrite,
-        command=shlex.join(["medsr", *sys.argv[1:]]),
+        command=discreet_command("medsr", sys.argv[1:]),
     )
     files = output_files(request, output, report, page)
     with Terminal(quiet=quiet, bar=not no_progress) as terminal:
@@ -118,7 +119,7 @@ def compare(
 
 def _show(found: Comparison, *, as_json: bool) -> None:
     if as_json:
-        print_json(found.report())
+        print_json(found.report(names=True))
         return
     for name, value in found.figures().items():
         if value is not None:

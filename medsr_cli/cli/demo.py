@@ -17,6 +17,8 @@ def demo(
     threads: options.Threads = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
+    log_file: options.LogFile = None,
+    log_paths: options.LogPaths = False,
     debug: options.Debug = False,
 ) -> None:
     """Make a first picture: three real brain slices, shrunken four times and brought back.

@@ -23,6 +23,7 @@ def doctor(
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,
     log_file: options.LogFile = None,
+    log_paths: options.LogPaths = False,
     debug: options.Debug = False,
 ) -> None:
     """Find out what works here: versions, devices, codecs, the store, and every method through every engine.

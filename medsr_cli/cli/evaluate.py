@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medsr_cli.cli import options
-from medsr_cli.cli.render import Terminal, print_json
+from medsr_cli.cli.render import Terminal, complain, print_json
 from medsr_cli.cli.upscale import device_bytes, known_backend, known_modality, tile_side
-from medsr_cli.errors import ArgumentsError, SomeInputsFailed
+from medsr_cli.errors import ArgumentsError, SomeInputsFailed, mention, unmarked
+from medsr_cli.tasks.discretion import discreet_command
 
 if TYPE_CHECKING:
     from medsr_cli.evaluation.results import Summary
@@ -137,6 +137,7 @@ def evaluate(
     quiet: options.Quiet = False,
     no_progress: options.NoProgress = False,
     log_file: options.LogFile = None,
+    log_paths: options.LogPaths = False,
     debug: options.Debug = False,
 ) -> None:
     """Measure models on a folder's own images: shrunken as in a paper, enlarged, compared, always beside bicubic.
@@ -187,7 +188,7 @@ def evaluate(
         segmentation=segmentation,
         fid=fid,
         seed=seed,
-        command=shlex.join(["medsr", *sys.argv[1:]]),
+        command=discreet_command("medsr", sys.argv[1:]),
     )
     with Terminal(quiet=quiet, bar=not no_progress) as terminal:
         evaluation = run(request, terminal)
@@ -197,7 +198,7 @@ def evaluate(
     show(evaluation, as_json=as_json)
     if evaluation.failed:
         for name, error in evaluation.failed:
-            print(f"medsr: {name}: {error}", file=sys.stderr)
+            complain(f"{mention(name)}: {error.marked}")
         measured = len({row.volume for row in evaluation.results.rows})
         msg = f"{len(evaluation.failed)} of {len(evaluation.failed) + measured} images could not be measured."
         raise SomeInputsFailed(msg, "The figures are of the others.")
@@ -214,7 +215,7 @@ def scales_of(text: str | None) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        msg = f"--scale {text} is no list of numbers."
+        msg = f"--scale {mention(text)} is no list of numbers."
         raise ArgumentsError(msg, "Give a factor such as 4, or several with commas: 1.5,2,4.") from error
 
 
@@ -223,7 +224,8 @@ def show(evaluation: Evaluation, *, as_json: bool) -> None:
     summaries = evaluation.results.summaries(evaluation.request.seed)
     if as_json:
         for record in evaluation.lines():
-            print_json(record)
+            # On stdout files have their names.
+            print_json({key: unmarked(value) if isinstance(value, str) else value for key, value in record.items()})
         return
     rows = [_cells(summary) for summary in summaries]
     if not sys.stdout.isatty():
@@ -253,7 +255,7 @@ def _cells(summary: Summary) -> tuple[str, ...]:
     slices = str(over.slices)
     return (
         "mean" if summary.scale is None else f"x{summary.scale:g}",
-        summary.model,
+        unmarked(summary.model),
         summary.metric,
         f"{over.mean:.{digits}f}",
         f"{over.deviation:.{digits}f}",

@@ -35,6 +35,7 @@ def export(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     log_file: options.LogFile = None,
+    log_paths: options.LogPaths = False,
     debug: options.Debug = False,
 ) -> None:
     """Write a network as one ONNX file, for ONNX Runtime and other programs; needs no image.

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medsr_cli.cli import options
+from medsr_cli.cli.log import LOG
+from medsr_cli.tasks.discretion import discreet
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -188,6 +192,9 @@ def finetune(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line.")] = False,
     no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but errors on stderr.")] = False,
+    log_file: options.LogFile = None,
+    log_paths: options.LogPaths = False,
+    debug: options.Debug = False,
 ) -> None:
     """Train or fine-tune a network on a folder of images, and write a checkpoint that --weights takes.
 
@@ -289,8 +296,13 @@ class _Lines:
             self.note(f"Read {total} images.")
 
     def note(self, sentence: str) -> None:
+        sentence = discreet(sentence)
+        LOG.info("%s", sentence)
         if not self._quiet:
-            print(sentence, file=sys.stderr, flush=True)
+            self._show(sentence)
+
+    def _show(self, sentence: str) -> None:
+        print(sentence, file=sys.stderr, flush=True)
 
     def step(self, done: int, total: int, loss: float) -> None:
         self._loss += loss
@@ -321,7 +333,7 @@ class _Bar(_Lines):
     def packing(self, done: int, total: int) -> None:
         self._progress.update(self._packing, completed=done, total=total, visible=done < total)
 
-    def note(self, sentence: str) -> None:
+    def _show(self, sentence: str) -> None:
         self._progress.console.print(sentence, markup=False, highlight=False)
 
     def step(self, done: int, total: int, loss: float) -> None:

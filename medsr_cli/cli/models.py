@@ -24,6 +24,8 @@ def models(
         str | None, typer.Option("--size", metavar="RxC", help="With NAME: count operations for a slice of this size.")
     ] = None,
     as_json: options.AsJson = False,
+    log_file: options.LogFile = None,
+    log_paths: options.LogPaths = False,
     debug: options.Debug = False,
 ) -> None:
     """List methods, scales, checkpoints and licences, and what is on this machine."""

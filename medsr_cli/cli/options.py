@@ -41,6 +41,14 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing but errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
 LogFile = Annotated[Path | None, typer.Option("--log-file", help="Also write what is said, and every traceback, here.")]
+LogPaths = Annotated[
+    bool,
+    typer.Option(
+        "--log-paths",
+        help="Name files on stderr, in logs and in reports, and pass on what libraries say. Names often hold a "
+        "patient's: without this, eight digits of a salted hash stand there, as beside each path in --json.",
+    ),
+]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="No progress bar.")]
 ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the JSON report to this file.")]
 Report = Annotated[

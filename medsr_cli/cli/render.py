@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from medsr_cli.errors import unmarked
+from medsr_cli.cli.log import LOG
+from medsr_cli.errors import mention, unmarked
+from medsr_cli.tasks.discretion import discreet, discreet_facts
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
-LOG = logging.getLogger("medsr")
 LINE_EVERY_S = 15.0
 """How often a job log is told about a long volume."""
 
@@ -45,7 +48,8 @@ class Terminal:
             self._bar.stop()
 
     def item(self, name: str, number: int, of: int) -> None:
-        """Begin a line or a bar for an input."""
+        """Begin a line or a bar for an input, told by its stand-in unless names are shown."""
+        name = discreet(mention(unmarked(name)))
         self._name = name if of == 1 else f"[{number}/{of}] {name}"
         self._last_line = time.monotonic()
         if self._bar is not None:
@@ -75,21 +79,21 @@ class Terminal:
 
     def say(self, sentence: str) -> None:
         """A remark on stderr."""
-        sentence = unmarked(sentence)
-        LOG.info(sentence)
+        sentence = discreet(sentence)
+        LOG.info("%s", sentence)
         if self.quiet:
             return
         if self._bar is not None:
             self._bar.console.print(sentence, markup=False, highlight=False)
         else:
-            print(sentence, file=sys.stderr, flush=True)
+            _on_stderr(sentence)
 
     def detail(self, sentence: str) -> None:
         """A remark on stderr with `-v`, in a log file always."""
         if self.verbose:
             self.say(sentence)
         else:
-            LOG.info(unmarked(sentence))
+            LOG.info("%s", discreet(sentence))
 
     def warn(self, sentence: str) -> None:
         """A warning on stderr."""
@@ -116,5 +120,28 @@ def make_bar() -> Bar:
 
 
 def print_json(facts: Mapping[str, Any]) -> None:
-    """One JSON line on standard output."""
-    print(json.dumps(facts, default=str), flush=True)
+    """One JSON line on standard output: paths as they are, stand-ins in the sentences that mention any."""
+    print(json.dumps(discreet_facts(facts), default=str), flush=True)
+
+
+def print_path(path: Path) -> None:
+    """A line on standard output; a name that its encoding lacks comes through as the bytes that it has on the disk."""
+    try:
+        print(path, flush=True)
+    except UnicodeEncodeError:
+        sys.stdout.buffer.write(os.fsencode(path) + os.fsencode(os.linesep))
+        sys.stdout.flush()
+
+
+def complain(sentence: str, about: Path | None = None) -> None:
+    """What went wrong with one of several inputs, on stderr and in the log."""
+    sentence = discreet(sentence, about)
+    LOG.error("%s", sentence)
+    _on_stderr(f"medsr: {sentence}")
+
+
+def _on_stderr(sentence: str) -> None:
+    """A line for whoever watches; that the disk of a job's log is full is no reason to stop the job."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(sentence, file=sys.stderr, flush=True)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medsr_cli.cli.options import Debug, LogFile
-from medsr_cli.errors import ArgumentsError
+from medsr_cli.cli.log import LOG
+from medsr_cli.cli.options import Debug, LogFile, LogPaths
+from medsr_cli.errors import ArgumentsError, mention
+from medsr_cli.tasks.discretion import discreet, discreet_facts
 
 if TYPE_CHECKING:
     from medsr_cli.tasks.pull import Pulled
@@ -37,7 +39,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 
 
 @app.command("list")
-def list_command(as_json: AsJson = False) -> None:
+def list_command(
+    as_json: AsJson = False, log_file: LogFile = None, log_paths: LogPaths = False, debug: Debug = False
+) -> None:
     """Show every checkpoint: what it is for, its licence, and whether it is on this machine."""
     from medsr_cli.tasks.weights import list_weights
 
@@ -66,6 +70,9 @@ def pull_command(
     no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    log_file: LogFile = None,
+    log_paths: LogPaths = False,
+    debug: Debug = False,
 ) -> None:
     """Fetch checkpoints, check their hashes, convert them where needed, and print where they are."""
     from medsr_cli.tasks.pull import PullRequest, pull
@@ -79,7 +86,7 @@ def pull_command(
         ids = ", ".join(entry.id for entry in result.skipped)
         _say(f"Left out, because the manifest does not say their hash: {ids}. Add --allow-unpinned to fetch them.")
     for entry, error in result.failed[1:]:
-        _say(f"{entry.id}: {error}")
+        _say(f"{entry.id}: {error.marked}")
     if result.failed:
         raise result.failed[0][1]
 
@@ -88,6 +95,9 @@ def pull_command(
 def verify_command(
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Checkpoint ids; none: all.")] = None,
     as_json: AsJson = False,
+    log_file: LogFile = None,
+    log_paths: LogPaths = False,
+    debug: Debug = False,
 ) -> None:
     """Compute the hashes again: ok, missing or corrupt. Exit 5 if one is corrupt, or one named is missing."""
     from medsr_cli.tasks.weights import verify
@@ -115,6 +125,9 @@ def import_command(
     ] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    log_file: LogFile = None,
+    log_paths: LogPaths = False,
+    debug: Debug = False,
 ) -> None:
     """Convert a checkpoint of an author, reading every size of the network from its tensors.
 
@@ -171,8 +184,9 @@ def push_command(
     no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
-    debug: Debug = False,
     log_file: LogFile = None,
+    log_paths: LogPaths = False,
+    debug: Debug = False,
 ) -> None:
     """Send a checkpoint to a model hub or to your own server, with its card.
 
@@ -223,7 +237,7 @@ def parsed_setting(text: str) -> tuple[str, str]:
     """NAME=VALUE."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        msg = f"--set {text} is not of the form NAME=VALUE."
+        msg = f"--set {mention(text)} is not of the form NAME=VALUE."
         raise ArgumentsError(msg, "Such as --set scale=2.")
     return name.strip(), value.strip()
 
@@ -234,6 +248,9 @@ def bundle_export_command(
     names: Annotated[list[str] | None, typer.Argument(metavar="NAME…", help="Checkpoint ids; none: all here.")] = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
+    log_file: LogFile = None,
+    log_paths: LogPaths = False,
+    debug: Debug = False,
 ) -> None:
     """Pack checkpoints with their hashes and licences into one file."""
     from medsr_cli.tasks.weights import ExportRequest, export_bundle
@@ -250,6 +267,9 @@ def bundle_export_command(
 def bundle_import_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that bundle export wrote.")],
     as_json: AsJson = False,
+    log_file: LogFile = None,
+    log_paths: LogPaths = False,
+    debug: Debug = False,
 ) -> None:
     """Verify a bundle and put its checkpoints in the store; prints where they are."""
     from medsr_cli.tasks.weights import import_bundle
@@ -305,11 +325,13 @@ def _print_pulled(pulled: Pulled, *, as_json: bool, quiet: bool) -> None:
 
 
 def _print_json(facts: dict[str, Any]) -> None:
-    print(json.dumps(facts, ensure_ascii=False))
+    print(json.dumps(discreet_facts(facts), ensure_ascii=False))
 
 
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)
+def _say(sentence: str) -> None:
+    sentence = discreet(sentence)
+    LOG.info("%s", sentence)
+    print(sentence, file=sys.stderr)
 
 
 @contextlib.contextmanager

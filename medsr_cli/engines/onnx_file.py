@@ -30,7 +30,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from medsr_cli.engines.traits import Traits, least_reach
-from medsr_cli.errors import ArgumentsError, WeightsError, mention
+from medsr_cli.errors import ArgumentsError, WeightsError, mention, reason_of
 from medsr_cli.networks import catalogue
 
 FORMAT = "1"
@@ -145,7 +145,7 @@ def read_onnx(path: Path) -> OnnxFile:
             raise WeightsError(msg, "Check that it is the right file.")
         data = path.read_bytes()
     except OSError as error:
-        msg = f"{mention(path)} cannot be read ({error.strerror})."
+        msg = f"{mention(path)} cannot be read ({reason_of(error)})."
         raise WeightsError(msg, "Check the path.") from error
     return checked_onnx(data, path.name)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from medsr_cli.errors import mention
 from medsr_cli.evaluation import statistics
 from medsr_cli.evaluation.statistics import Interval, Test, bootstrap_interval, paired_test, summarise
 
@@ -95,7 +96,7 @@ class Worse:
     def sentence(self) -> str:
         """For a person."""
         return (
-            f"{self.volume} is worse by {self.model} than by {BASELINE} at x{self.scale:g}: "
+            f"{mention(self.volume)} is worse by {self.model} than by {BASELINE} at x{self.scale:g}: "
             f"{self.metric} {self.figure:.4g} instead of {self.baseline:.4g}."
         )
 
@@ -239,14 +240,17 @@ def _marked(summaries: list[Summary], metric: str) -> list[Summary]:
 
 
 def csv_text(results: Results) -> str:
-    """One line for each slice, scale and model, with a heading; a figure that is not known is an empty field."""
+    """One line for each slice, scale and model, with a heading; a figure that is not known is an empty field.
+
+    Names of subjects and volumes are marked.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("subject", "volume", "slice", "scale", "model", *results.metrics))
     for row in results.rows:
         figures = [row.value(metric) for metric in results.metrics]
         told = (repr(figure) if math.isfinite(figure) else "" for figure in figures)
-        writer.writerow((row.subject, row.volume, row.slice, f"{row.scale:g}", row.model, *told))
+        writer.writerow((mention(row.subject), mention(row.volume), row.slice, f"{row.scale:g}", row.model, *told))
     return text.getvalue()
 
 

@@ -34,7 +34,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors_torch
 
-from medsr_cli.errors import WeightsError, mention
+from medsr_cli.errors import WeightsError, mention, reason_of
 from medsr_cli.networks import catalogue
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def _refuse_size(path: Path) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
-        msg = f"{mention(path)} cannot be read ({error.strerror})."
+        msg = f"{mention(path)} cannot be read ({reason_of(error)})."
         raise WeightsError(msg, "Check the path.") from error
     if size > MAX_FILE_BYTES:
         msg = f"{mention(path.name)} has {size} bytes; no network here has more than {MAX_FILE_BYTES}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsr_cli.errors import ArgumentsError, WeightsError
+from medsr_cli.errors import ArgumentsError, WeightsError, mention, reason_of
 from medsr_cli.weights.manifest import Entry, Manifest, parse_manifest
 
 if TYPE_CHECKING:
@@ -33,13 +33,13 @@ def announced(name: str, manifest: Manifest, *, offline: bool = False, policy: P
     try:
         found = parse_manifest(data.decode(), name.rpartition("/")[2])
     except UnicodeDecodeError as error:
-        msg = f"{name} is not text."
+        msg = f"{mention(name)} is not text."
         raise WeightsError(msg, "Give the .yaml file that medsr weights push wrote.") from error
     known = {entry.id: entry for entry in manifest.entries}
     for entry in found.entries:
         ours = known.get(entry.id)
         if ours is not None and (ours.sha256 or ours.git_blob) != (entry.sha256 or entry.git_blob):
-            msg = f"{name} calls its checkpoint {entry.id}, which is the id of another one here."
+            msg = f"{mention(name)} calls its checkpoint {entry.id}, which is the id of another one here."
             raise ArgumentsError(msg, "Ask its sender for another id, or fetch it and pass its path to --weights.")
     return [known.get(entry.id, entry) for entry in found.entries]
 
@@ -49,10 +49,10 @@ def _read(name: str, offline: bool, policy: Policy | None) -> bytes:
         try:
             data = Path(name).read_bytes()
         except OSError as error:
-            msg = f"{name} cannot be read ({error.strerror})."
+            msg = f"{mention(name)} cannot be read ({reason_of(error)})."
             raise WeightsError(msg, "Check the path.") from error
         if len(data) > MAX_ENTRY_BYTES:
-            msg = f"{name} has more than {MAX_ENTRY_BYTES} bytes."
+            msg = f"{mention(name)} has more than {MAX_ENTRY_BYTES} bytes."
             raise WeightsError(msg, "Give the .yaml file that medsr weights push wrote.")
         return data
     from medsr_cli.weights.download import fetch_small, hub_source
@@ -60,7 +60,7 @@ def _read(name: str, offline: bool, policy: Policy | None) -> bytes:
 
     reason = offline_reason(offline)
     if reason:
-        msg = f"{reason} forbids fetching {name}."
+        msg = f"{reason} forbids fetching {mention(name)}."
         raise WeightsError(msg, "Get the file, and give its path.")
     if not name.startswith("hf://"):
         return fetch_small(name, MAX_ENTRY_BYTES, policy=policy)

@@ -21,6 +21,7 @@ from medsr_cli.evaluation.metrics import IDENTICAL_DB, SSIM_WINDOW, psnr, ssim
 from medsr_cli.evaluation.results import plain
 from medsr_cli.evaluation.sfrc import SMALLEST_PATCH, cut_for
 from medsr_cli.formats.contract import Derivation, Reader, ReadOptions, Writer
+from medsr_cli.provenance.discretion import discreet_facts, id_of, introduce
 from medsr_cli.provenance.record import NOTICE, sha256_of, software
 from medsr_cli.tasks.compare_grids import (
     Holes,
@@ -183,8 +184,8 @@ class Comparison:
     def _known(self, name: str) -> list[float]:
         return [value for one in self.slices if math.isfinite(value := getattr(one, name))]
 
-    def report(self) -> dict[str, Any]:
-        """Everything, as plain data."""
+    def report(self, *, names: bool = False) -> dict[str, Any]:
+        """Everything, as plain data; the two files by their names with `names`, else by what stands for them."""
         first, second = self.request.first, self.request.second
         listed = sorted(self.flagged, key=lambda box: (box.crossing, box.slice, box.row, box.column))
         facts = {
@@ -192,14 +193,14 @@ class Comparison:
             "software": software(),
             "command": self.request.command,
             "date": self.date,
-            "a": {"name": first.name, "sha256": sha256_of(first), **geometry(self.volumes[0]), **self._range(0)},
-            "b": {"name": second.name, "sha256": sha256_of(second), **geometry(self.volumes[1]), **self._range(1)},
+            "a": {**_told(first, names), **geometry(self.volumes[0]), **self._range(0)},
+            "b": {**_told(second, names), **geometry(self.volumes[1]), **self._range(1)},
             "b_is_reference": self.request.reference,
             "grid": {
                 "how": self.relation.how,
                 "factors": list(self.relation.factors),
                 "degradation": self.request.kernel if "shrunken" in self.relation.how else None,
-                "sentence": self.relation.sentence(first.name, second.name),
+                "sentence": self.relation.sentence(mention(first.name), mention(second.name)),
             },
             "peak": "range of B, in units of the files",
             "not_numbers": {
@@ -223,11 +224,15 @@ class Comparison:
             "header_differences": [vars(one) for one in self.headers],
             "warnings": self.warnings,
         }
-        found: dict[str, Any] = plain(facts)
+        found: dict[str, Any] = plain(discreet_facts(facts))
         return found
 
     def _range(self, which: int) -> dict[str, float]:
         return {"minimum": self.seen[which].low, "maximum": self.seen[which].high}
+
+
+def _told(path: Path, names: bool) -> dict[str, Any]:
+    return {"name": path.name if names else mention(path.name), "id": id_of(path), "sha256": sha256_of(path)}
 
 
 def compare(request: CompareRequest, progress: Progress | None = None) -> Comparison:
@@ -237,6 +242,8 @@ def compare(request: CompareRequest, progress: Progress | None = None) -> Compar
         ArgumentsError: options that cannot be or have no use, or a map that exists or would replace an input.
         InputRefused: one cannot be read, is constant, or their grids differ.
     """
+    introduce(request.first)
+    introduce(request.second)
     _refuse_contradictions(request)
     first, second = _open(request)
     relation = relation_of(first, second, resample=request.resample)
@@ -250,7 +257,7 @@ def compare(request: CompareRequest, progress: Progress | None = None) -> Compar
     found.edges = np.linspace(min(s.low for s in seen), max(s.high for s in seen), HISTOGRAM_BINS + 1)
     found.headers = header_differences(first, second, relation)
     found.warnings = [*first.volume.warnings, *second.volume.warnings, *patient_remark(first, second)]
-    sentence = relation.sentence(request.first.name, request.second.name)
+    sentence = relation.sentence(mention(request.first.name), mention(request.second.name))
     found.warnings += [sentence] if sentence else []
     progress = progress or Silent()
     with ExitStack() as stack:
@@ -296,7 +303,7 @@ def _refuse_contradictions(request: CompareRequest) -> None:
         msg = "--scale says which structures should agree with a reference."
         raise ArgumentsError(msg, "Add --reference if the second image is one, or leave it out.")
     if request.kernel not in DEGRADATIONS:
-        msg = f"There is no degradation called {request.degradation!r}."
+        msg = f"There is no degradation called {mention(request.kernel)}."
         raise ArgumentsError(msg, f"Give one of {', '.join(DEGRADATIONS)}.")
     maps = {"--map": request.flagged_map, "--difference": request.difference_map}
     refuse_outputs({}, (request.first, request.second), maps=maps, overwrite=request.overwrite)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from medsr_cli.errors import mention
 from medsr_cli.evaluation.page import Comparison as Pictures
 from medsr_cli.evaluation.page import (
     HeaderDifference,
@@ -20,6 +21,7 @@ from medsr_cli.evaluation.page import (
     Table,
 )
 from medsr_cli.evaluation.sfrc import cut_for
+from medsr_cli.provenance.discretion import discreet_facts
 from medsr_cli.provenance.record import NOTICE, software
 
 if TYPE_CHECKING:
@@ -46,13 +48,13 @@ TITLES = {
 
 
 def page_of(comparison: Comparison) -> Page:
-    """Everything that `evaluation.page` draws."""
+    """Everything that `evaluation.page` draws, with stand-ins for names unless those are shown."""
     request = comparison.request
-    first, second = request.first.name, request.second.name
+    first, second = mention(request.first.name), mention(request.second.name)
     tables = [_figure_table(comparison), _slice_table(comparison)]
     if request.reference:
         tables.append(_flagged_table(comparison))
-    return Page(
+    page = Page(
         title=f"medsr compare: {first} and {second}",
         facts=(
             ("A", first),
@@ -80,6 +82,8 @@ def page_of(comparison: Comparison) -> Page:
         ),
         notes=(NOTICE,),
     )
+    found: Page = discreet_facts(page)
+    return found
 
 
 def _units(comparison: Comparison) -> str:

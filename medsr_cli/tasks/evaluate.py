@@ -7,7 +7,7 @@ few of them, the figures of all, and a handful of pictures for the report.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from medsr_cli.errors import ArgumentsError, DeviceUnavailable, InputRefused, MedsrError, WeightsError, mention
 from medsr_cli.evaluation.results import BASELINE, LOWER_IS_BETTER, Results, Row, csv_text, json_text, plain
 from medsr_cli.formats.atomic import atomic_file
+from medsr_cli.provenance.discretion import discreet_facts, discreet_text, id_of, introduce
 from medsr_cli.provenance.record import IN_PLANE, NOTICE, software
 from medsr_cli.tasks.evaluation_inputs import (
     Choice,
@@ -45,6 +46,8 @@ Unit = NDArray[np.float64]
 
 REPORT, TABLE, PAGE = "evaluation.json", "slices.csv", "report.html"
 """Names in a folder of results."""
+NAMES = ("subject", "volume")
+"""Fields of records that hold names."""
 SHOWN_IMAGES = 4
 """Images of which the report shows the middle slice; the worst slice comes beside."""
 
@@ -103,12 +106,20 @@ class Evaluation:
     def lines(self) -> Iterator[dict[str, Any]]:
         """Records for a pipe: each volume, then each summary."""
         for record in self.results.volumes():
-            yield dict(plain({"kind": "volume", **record}))
+            yield dict(plain({"kind": "volume", "id": self.id_of(record["volume"]), **record}))
         for summary in self.results.summaries(self.request.seed):
             yield dict(plain({"kind": "summary", **summary.to_json()}))
 
+    def id_of(self, name: str) -> str:
+        """The digits that stand for one of the folder's images."""
+        return id_of(self.request.choice.folder / name)
+
     def report(self) -> dict[str, Any]:
-        """Everything, as plain data."""
+        """Everything, as plain data, with stand-ins for names unless those are shown."""
+        found: dict[str, Any] = discreet_facts(self._told())
+        return found
+
+    def _told(self) -> dict[str, Any]:
         results, request = self.results, self.request
         return {
             "notice": NOTICE,
@@ -121,14 +132,21 @@ class Evaluation:
             "lower_is_better": sorted(LOWER_IS_BETTER),
             "baseline": BASELINE,
             "summary": [summary.to_json() for summary in results.summaries(request.seed)],
-            "worse_than_baseline": [vars(worse) for worse in results.worse_than_baseline()],
-            "subjects": results.subjects(),
-            "volumes": results.volumes(),
-            "failed": [{"image": name, "error": str(error)} for name, error in self.failed],
+            "worse_than_baseline": [_marked(vars(worse)) for worse in results.worse_than_baseline()],
+            "subjects": [_marked(record) for record in results.subjects()],
+            "volumes": [_marked(record) for record in results.volumes()],
+            "failed": [{"image": mention(name), "error": error.marked} for name, error in self.failed],
             "left_out": self.left_out,
             "warnings": self.warnings,
-            "slices": [{**{k: v for k, v in vars(row).items() if k != "values"}, **row.values} for row in results.rows],
+            "slices": [
+                {**_marked({k: v for k, v in vars(row).items() if k != "values"}), **row.values} for row in results.rows
+            ],
         }
+
+
+def _marked(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its names marked."""
+    return {key: mention(value) if key in NAMES else value for key, value in record.items()}
 
 
 def evaluate(request: EvaluateRequest, progress: Progress | None = None) -> Evaluation:
@@ -218,6 +236,7 @@ class Evaluator:
         images = self._images()
         shown = set(np.linspace(0, len(images) - 1, min(SHOWN_IMAGES, len(images))).round().astype(int))
         for number, image in enumerate(images):
+            introduce(image.path, image.name)
             self.progress.item(image.name, number + 1, len(images))
             before = len(self.outcome.results.rows)
             try:
@@ -232,7 +251,7 @@ class Evaluator:
                 self.outcome.failed.append((image.name, error))
         results = self.outcome.results
         if not results.rows:
-            first = self.outcome.failed[0][1] if self.outcome.failed else ""
+            first = self.outcome.failed[0][1].marked if self.outcome.failed else ""
             msg = f"None of the {len(images)} images could be measured. {first}".strip()
             raise InputRefused(msg)
         for extra in self.extra:
@@ -341,7 +360,7 @@ class Evaluator:
         """Pictures for the report: the middle slices of some images, and the slice that came out worst."""
         opened, working = run.opened, run.pairs.working
         rival = next((c.label for c in self.contenders if c.learned and c.label in planes), None)
-        title = f"{opened.name}, slice {pair.number + 1}"
+        title = f"{mention(opened.name)}, slice {pair.number + 1}"
         if show:
             self.outcome.shown.append(Shown(title, planes, pair.target, figures, opened, working))
         if rival is None:
@@ -374,10 +393,15 @@ class Evaluator:
             },
             "scales": list(self.scales),
             "data": {
-                "folder": self.request.choice.folder.name,
+                "folder": mention(self.request.choice.folder.name),
                 "subjects": len({row.subject for row in self.outcome.results.rows}),
                 "images": [
-                    {"name": image.name, "subject": image.subject, "sha256": content_sha256(image.path)}
+                    {
+                        "name": mention(image.name),
+                        "id": id_of(image.path),
+                        "subject": mention(image.subject),
+                        "sha256": content_sha256(image.path),
+                    }
                     for image in images
                     if image.name in measured
                 ],
@@ -425,7 +449,7 @@ def write_outputs(
             file.write(json_text(evaluation.report()).encode())
     if table is not None:
         with atomic_file(table, overwrite=overwrite) as file:
-            file.write(csv_text(evaluation.results).encode())
+            file.write(discreet_text(csv_text(evaluation.results)).encode())
     if page is not None:
         from medsr_cli.evaluation.page import page_html
         from medsr_cli.tasks.evaluation_page import page_of

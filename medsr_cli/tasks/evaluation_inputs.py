@@ -69,7 +69,7 @@ def images_of(choice: Choice, *, guided: bool = False, labels: bool = False) -> 
     from medsr_cli.training.gather import find_tree, matches, subject_of
 
     if not choice.folder.is_dir():
-        msg = f"There is no folder {choice.folder}."
+        msg = f"There is no folder {mention(choice.folder)}."
         raise InputRefused(msg, "Name a folder of images, those of each subject in a folder of its own.")
 
     def of_subject(image: Found) -> bool:
@@ -87,7 +87,7 @@ def images_of(choice: Choice, *, guided: bool = False, labels: bool = False) -> 
     tree = find_tree(choice.folder, formats.is_image_name, (), choice.exclude, series_of, choice.include)
     tree.images[:], tree.labels[:] = filter(of_subject, tree.images), filter(of_subject, tree.labels)
     if not any(map(measured, tree.images)):
-        msg = f"No image to measure was found in {choice.folder}."
+        msg = f"No image to measure was found in {mention(choice.folder)}."
         raise InputRefused(msg, "Check --include, --exclude, --subject and --target; medsr inspect shows what is read.")
     rules = Rules(labels=labels, guided=guided, targets=choice.targets or TARGETS, guides=choice.guides)
     attached = attach(tree, rules, lambda image: _opened(image, choice.axis))
@@ -102,10 +102,11 @@ def images_of(choice: Choice, *, guided: bool = False, labels: bool = False) -> 
 
 
 def series_of(path: Path) -> list[str]:
-    """The DICOM series of a folder or archive that are images."""
-    from medsr_cli.formats import dicom
+    """The DICOM series of a folder or archive that are images, by the numbers that `medsr inspect` shows."""
+    from medsr_cli.formats.dicom_series import study_of
 
-    return [series.uid for series in dicom.list_series(path, ReadOptions()) if series.refusal is None and series.uid]
+    stacks = study_of(path, ReadOptions()).stacks
+    return [stack.selector for stack in stacks if stack.refusal is None and stack.aside is None]
 
 
 def _opened(image: Found, axis: str) -> Reader:

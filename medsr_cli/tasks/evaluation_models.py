@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from medsr_cli.engines.engine import Engine, Enlarged, Planes, Size
 from medsr_cli.engines.wrapped import Realigned, Wrapped
-from medsr_cli.errors import ArgumentsError, QualityGateFailed, RunError
+from medsr_cli.errors import ArgumentsError, QualityGateFailed, RunError, mention, unmarked
 from medsr_cli.evaluation.results import BASELINE
 from medsr_cli.formats.contract import Pixels
 from medsr_cli.networks import catalogue
+from medsr_cli.provenance.discretion import named_checkpoint
 from medsr_cli.tasks.magnification import Factors
 from medsr_cli.tasks.model import Model, ModelRequest, finished, load_model
 from medsr_cli.tasks.progress import Progress, Silent
@@ -114,7 +115,7 @@ def contenders_of(text: str, weights: str | None, base: ModelRequest, *, shuffle
 def _contender(name: str, base: ModelRequest) -> Contender:
     method, has_weights, weights = name.partition("=")
     if has_weights and not weights:
-        msg = f"-m {name} names no weights."
+        msg = f"-m {mention(name)} names no weights."
         raise ArgumentsError(msg, "Give METHOD=CHECKPOINT, an id or a .safetensors file.")
     found = Contender(method, replace(base, model=method, weights=weights or None))
     if has_weights and not found.learned:
@@ -138,7 +139,10 @@ def _told_apart(found: list[Contender]) -> list[Contender]:
     labels = [contender.label for contender in found]
     apart = [
         replace(
-            one, label=Path(one.request.weights).stem if Path(one.request.weights).exists() else one.request.weights
+            one,
+            label=mention(Path(one.request.weights).stem)
+            if Path(one.request.weights).exists()
+            else one.request.weights,
         )
         if labels.count(one.label) > 1 and one.request.weights
         else one
@@ -146,7 +150,7 @@ def _told_apart(found: list[Contender]) -> list[Contender]:
     ]
     apart = [
         replace(one, label=f"{one.label} ({one.request.model})")
-        if one.label.strip().lower() == BASELINE and not one.is_baseline
+        if unmarked(one.label).strip().lower() == BASELINE and not one.is_baseline
         else one
         for one in apart
     ]
@@ -334,11 +338,11 @@ class Stable:
         key = label, model.checkpoint_id
         if key not in self.records:
             if model.checkpoint_id is not None:
-                self.progress.say(f"Using {model.checkpoint_id} for {label}.")
+                self.progress.say(f"Using {named_checkpoint(model.checkpoint_id)} for {label}.")
             self.records[key] = {
                 "label": label,
                 "method": model.method,
-                "checkpoint": model.checkpoint_id,
+                "checkpoint": named_checkpoint(model.checkpoint_id),
                 "sha256": model.checkpoint_sha256,
                 "degradation": model.degradation or model.arch.degradation,
                 "engine": model.engine.name,

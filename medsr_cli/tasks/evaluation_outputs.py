@@ -58,7 +58,7 @@ def _refuse_twice(named: Mapping[str, Path]) -> None:
     for at, option in enumerate(options):
         for other in options[:at]:
             if _is_same(named[option], named[other]):
-                msg = f"{other} and {option} name one file, {named[option].name}."
+                msg = f"{other} and {option} name one file, {mention(named[option].name)}."
                 raise ArgumentsError(msg, "Give each a name of its own.")
 
 

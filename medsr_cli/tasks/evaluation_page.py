@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from medsr_cli.errors import mention
 from medsr_cli.evaluation.page import Comparison, Measure, NamedImage, Page, Row, Table
 from medsr_cli.evaluation.page_parts import Mark
 from medsr_cli.evaluation.results import BASELINE, LOWER_IS_BETTER, Summary
+from medsr_cli.provenance.discretion import discreet_facts
 from medsr_cli.provenance.record import IN_PLANE, NOTICE, software
 
 if TYPE_CHECKING:
@@ -34,11 +36,11 @@ def heading_of(metric: str) -> str:
 
 
 def page_of(evaluation: Evaluation) -> Page:
-    """Everything that `evaluation.page` draws."""
+    """Everything that `evaluation.page` draws, with stand-ins for names unless those are shown."""
     results = evaluation.results
     worse = [one.sentence() for one in results.worse_than_baseline()]
-    failed = [f"{name} was not measured: {error}" for name, error in evaluation.failed]
-    return Page(
+    failed = [f"{mention(name)} was not measured: {error.marked}" for name, error in evaluation.failed]
+    page = Page(
         title="medsr evaluate: " + ", ".join(c.label for c in evaluation.contenders),
         facts=_facts(evaluation),
         warnings=(*failed, *worse, *evaluation.warnings),
@@ -46,6 +48,8 @@ def page_of(evaluation: Evaluation) -> Page:
         comparisons=tuple(_comparison(shown) for shown in evaluation.shown),
         notes=(NOTICE, IN_PLANE, *evaluation.facts["protocol"]["notes"], *evaluation.left_out),
     )
+    found: Page = discreet_facts(page)
+    return found
 
 
 def _facts(evaluation: Evaluation) -> tuple[tuple[str, str], ...]:
@@ -146,7 +150,7 @@ def _volume_table(evaluation: Evaluation) -> Table:
         key = record["volume"], record["scale"], record["model"]
         mark: Mark = "worst" if key in worse else "baseline" if record["model"] == BASELINE else ""
         cells = [Measure(record[metric], digits=digits_of(metric)) for metric in results.metrics]
-        name = f"{record['volume']} ({record['subject']})"
+        name = f"{mention(record['volume'])} ({mention(record['subject'])})"
         rows.append(Row((name, f"x{record['scale']:g}", record["model"], str(record["slices"]), *cells), mark))
     note = f"Means over slices. Marked: volumes that are worse than by {BASELINE}."
     if len(records) > MOST_VOLUMES:

@@ -6,13 +6,24 @@ from typing import Any
 
 import numpy as np
 
+from medsr_cli.errors import mention
 from medsr_cli.formats.contract import Reader
+from medsr_cli.provenance.discretion import discreet_facts, discreet_text, id_of, introduce, named_checkpoint
 from medsr_cli.provenance.record import IN_PLANE, NOTICE, sha256_of, software
 from medsr_cli.tasks.enlarge import Measured
 from medsr_cli.tasks.model import Model
 from medsr_cli.tasks.request import Item
 from medsr_cli.volume.intensity import IntensityRange
 from medsr_cli.volume.volume import Volume
+
+UNEVEN = ("gantry_tilt_degrees", "smallest_step_mm", "largest_step_mm", "time_points")
+"""Facts of a reader that say how its slices lie to each other."""
+
+
+def told_checkpoint(checkpoint_id: str | None) -> str | None:
+    """A checkpoint as headers of results tell it: its id, or what stands in for the name of a file."""
+    named = named_checkpoint(checkpoint_id)
+    return None if named is None else discreet_text(named)
 
 
 def remarks(intensity: IntensityRange) -> list[str]:
@@ -28,8 +39,28 @@ def remarks(intensity: IntensityRange) -> list[str]:
 def report_of(
     item: Item, reader: Reader, result: Volume, model: Model, measured: Measured, facts: dict[str, Any]
 ) -> dict[str, Any]:
-    """Everything about one result; `facts` is what the run knows beside: region, guide."""
+    """Everything about one result; `facts` is what the run knows beside: region, guide.
+
+    Stand-ins are there for the names of files, and the digits of input and output beside, unless names are shown.
+    """
     intensity = measured.intensity
+    found: dict[str, Any] = discreet_facts(_told(item, reader, result, model, measured, facts, intensity))
+    return found
+
+
+def _told(
+    item: Item,
+    reader: Reader,
+    result: Volume,
+    model: Model,
+    measured: Measured,
+    facts: dict[str, Any],
+    intensity: IntensityRange,
+) -> dict[str, Any]:
+    introduce(item.source)
+    for path in (item.output, *item.more_outputs):
+        if path is not None:
+            introduce(path)
     return {
         "notice": NOTICE,
         "limits": IN_PLANE,
@@ -37,7 +68,7 @@ def report_of(
         "model": {
             "method": model.method,
             "scale": model.scale[0] if model.scale[0] == model.scale[1] else list(model.scale),
-            "checkpoint": model.checkpoint_id,
+            "checkpoint": named_checkpoint(model.checkpoint_id),
             "sha256": model.checkpoint_sha256,
             "engine": model.engine.name,
             "device": model.engine.device,
@@ -45,11 +76,18 @@ def report_of(
             "perceptual": model.perceptual,
             **model.facts,
         },
-        "input": {"name": item.source.name, "sha256": sha256_of(item.source), **geometry(reader.volume)},
+        "input": {
+            "name": mention(item.source.name),
+            "id": id_of(item.source),
+            "sha256": sha256_of(item.source),
+            **geometry(reader.volume),
+            **{name: value for name, value in reader.details().items() if name in UNEVEN and value},
+        },
         "output": {
-            "name": item.output.name if item.output else None,
+            "name": mention(item.output.name) if item.output else None,
+            "id": id_of(item.output) if item.output else None,
             "sha256": sha256_of(item.output) if item.output else None,
-            "beside": [path.name for path in item.more_outputs],
+            "beside": [mention(path.name) for path in item.more_outputs],
             **geometry(result),
         },
         "intensity": {

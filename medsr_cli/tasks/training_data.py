@@ -80,7 +80,9 @@ def packed_file(request: FinetuneRequest, recipe: Recipe, work: WorkFolder, watc
     return work.pack
 
 
-def split(request: FinetuneRequest, recipe: Recipe, path: Path, chosen: Sequence[str]) -> Split:
+def split(
+    request: FinetuneRequest, recipe: Recipe, path: Path, chosen: Sequence[str], numbers: Sequence[str] = ()
+) -> Split:
     """Open a packed file and share its subjects out.
 
     Args:
@@ -88,6 +90,7 @@ def split(request: FinetuneRequest, recipe: Recipe, path: Path, chosen: Sequence
         recipe: for what it needs of the images.
         path: the packed file.
         chosen: patterns of the subjects to validate on, or none.
+        numbers: what a run that goes on wrote down of its own split; it holds unless there are patterns.
 
     Raises:
         InputRefused: fewer than two subjects, or no guide or label for a method that needs them.
@@ -95,9 +98,14 @@ def split(request: FinetuneRequest, recipe: Recipe, path: Path, chosen: Sequence
     """
     from medsr_cli.training.gather import split_subjects
     from medsr_cli.training.pack import PackedSlices
+    from medsr_cli.training.workfolder import subjects_of
 
     slices = PackedSlices(path)
-    subjects, held_subjects = split_subjects(slices.subjects, chosen)
+    held_subjects = [] if chosen else subjects_of(slices.subjects, numbers)
+    if held_subjects:
+        subjects = [subject for subject in slices.subjects if subject not in held_subjects]
+    else:
+        subjects, held_subjects = split_subjects(slices.subjects, chosen)
     found = Split(slices, path, slices.indices_of(subjects), slices.indices_of(held_subjects), subjects, held_subjects)
     if "guide" in request.arch.needs:
         found = _only_with_guide(found)
@@ -140,13 +148,13 @@ def pack(request: FinetuneRequest, target: Path, watcher: Watcher, *, labels: bo
 
     low = request.low
     if low is not None and (not low.is_dir() or low.resolve() == request.folder.resolve()):
-        msg = f"{low} is no folder." if not low.is_dir() else "--low is the folder of the images itself."
+        msg = f"{mention(low)} is no folder." if not low.is_dir() else "--low is the folder of the images itself."
         raise ArgumentsError(msg, "Give a folder that has the low-resolution images under the same names.")
     rules = _rules(request, labels=labels)
     found, skipped = _search(request, request.folder, rules, watcher)
     if request.validation is not None:
         if not request.validation.is_dir():
-            msg = f"{request.validation} is no folder."
+            msg = f"{mention(request.validation)} is no folder."
             raise ArgumentsError(msg, "Give a folder of images to validate on.")
         # Captions and low-resolution folder are those of the images to train on.
         own = dataclasses.replace(rules, captions=None, low=None)

@@ -87,7 +87,7 @@ class Workshop:
             packed_file(request, recipe, work, watcher)
         accelerator.wait_for_everyone()
         path = packed_file(request, recipe, work, watcher)
-        data = split(request, recipe, path, request.validation_subjects or (saved.validation if saved else ()))
+        data = split(request, recipe, path, request.validation_subjects, saved.validation if saved else ())
         begun = rebuild(request, recipe, data.slices, saved) if saved else build(request, recipe, data.slices)
         _refuse_unlike(losses, data)
         identity = _identity(request, begun.net, begun.start, data, losses)
@@ -116,7 +116,7 @@ class Workshop:
         from medsr_cli.training.workfolder import Log
 
         trainer, request = self.trainer, self.request
-        log = Log(self.work.log, trainer.state.step)
+        log = Log(self.work.log, trainer.state.step, self.data.slices.subjects, named=request.show_names)
         logged = _Logged(self.watcher, log, time.monotonic() - trainer.state.seconds)
         until = float("inf")
         if request.max_minutes is not None:
@@ -381,14 +381,14 @@ def _refuse_unlike(losses: LossNetworks, data: Split) -> None:
 
 def _identity(request: FinetuneRequest, net: nn.Module, start: str, data: Split, losses: LossNetworks) -> RunIdentity:
     from medsr_cli.networks.checkpoint import config_of
-    from medsr_cli.training.workfolder import RunIdentity, pack_identity
+    from medsr_cli.training.workfolder import RunIdentity, numbers_of, pack_identity
 
     return RunIdentity(
         request.arch.id,
         request.scale,
         start,
         pack_identity(data.path),
-        list(data.held_subjects),
+        numbers_of(data.slices.subjects, data.held_subjects),
         config_of(net),
         dict(losses.sha256),
     )

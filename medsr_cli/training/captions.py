@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medsr_cli.errors import InputRefused, mention
+from medsr_cli.errors import InputRefused, mention, reason_of
 
 TEMPLATES = (
     "a picture of a {attr} ultrasound image",
@@ -37,7 +37,7 @@ def read_captions(path: Path) -> list[str]:
         data = path.read_bytes()
         text = data.decode(_encoding(data))
     except OSError as error:
-        msg = f"{mention(path.name)} cannot be read ({error.strerror})."
+        msg = f"{mention(path.name)} cannot be read ({reason_of(error)})."
         raise InputRefused(msg) from error
     except UnicodeError as error:
         msg = f"{mention(path.name)} is neither UTF-8 nor UTF-16."

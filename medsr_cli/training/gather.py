@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from medsr_cli.errors import ArgumentsError, InputRefused, RunError, mention
+from medsr_cli.errors import ArgumentsError, InputRefused, RunError, mention, reason_of
 from medsr_cli.formats import stem_of_name
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.formats.contract import Reader
@@ -291,7 +291,7 @@ def _disk_reported(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        msg = f"Writing {mention(target.name)} failed: {error.strerror or type(error).__name__}."
+        msg = f"Writing {mention(target.name)} failed: {reason_of(error)}."
         raise RunError(msg, "Free some space, or write elsewhere with -o.") from error
 
 
@@ -399,7 +399,7 @@ class _Packing:
 def _in_words(image: Found) -> str:
     """The path inside the folder, and in which of two."""
     name = image.path.name if image.name in ("", ".") else image.name
-    return f"{name} (to validate on)" if image.validation else name
+    return f"{mention(name)} (to validate on)" if image.validation else mention(name)
 
 
 def _refuse_full_disk(
@@ -440,7 +440,7 @@ def content_sha256(path: Path) -> str:
             with part.open("rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256"))
     except OSError as error:
-        msg = f"it cannot be read ({error.strerror})."
+        msg = f"it cannot be read ({reason_of(error)})."
         raise InputRefused(msg) from error
     if files == [path]:
         return digests[0].hexdigest()

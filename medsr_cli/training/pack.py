@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medsr_cli.errors import InputRefused, mention
+from medsr_cli.errors import InputRefused, mention, reason_of
 
 VERSION = 2
 LEVELS = 65535
@@ -274,7 +274,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
                 raise _not_packed(path)
             header = json.loads(file.read(length))
     except OSError as error:
-        msg = f"{mention(path.name)} cannot be read ({error.strerror})."
+        msg = f"{mention(path.name)} cannot be read ({reason_of(error)})."
         raise InputRefused(msg) from error
     except (ValueError, RecursionError) as error:
         raise _not_packed(path) from error

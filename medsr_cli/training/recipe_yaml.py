@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from medsr_cli.errors import ArgumentsError, mention
+from medsr_cli.errors import ArgumentsError, mention, reason_of
 
 LARGEST_BYTES = 1_000_000
 """No recipe is longer; a file given by mistake is not read into memory."""
@@ -49,7 +49,7 @@ def read_table(file: Traversable) -> dict[str, Any]:
             data = stream.read(LARGEST_BYTES + 1)
         content = yaml.load(data, Loader=_Loader) if len(data) <= LARGEST_BYTES else None  # noqa: S506 - a SafeLoader
     except OSError as error:
-        msg = f"The recipe {mention(file.name)} cannot be read: {error.strerror or type(error).__name__}."
+        msg = f"The recipe {mention(file.name)} cannot be read: {reason_of(error)}."
         raise ArgumentsError(msg, "Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         msg = f"The recipe {mention(file.name)} is no YAML that can be read: {_reason(error)}."

@@ -6,6 +6,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from medsr_cli.errors import mention
+
 _SESSION = re.compile(r"(?:(.*\d)[_-]s|(.+)[_-](?:ses|session|visit|tp|timepoint)[_-]?)\d{1,2}", re.IGNORECASE)
 """A folder of one session of a person. A lone `s` may stand for subject, and counts after a number alone."""
 
@@ -44,6 +46,6 @@ def in_words(persons: Mapping[str, str]) -> list[str]:
         sessions[name].append(folder)
     if not sessions:
         return []
-    *first, last = next(iter(sessions.values()))
+    *first, last = map(mention, next(iter(sessions.values())))
     more = f", and so are the sessions of {len(sessions) - 1} others" if len(sessions) > 1 else ""
     return [f"{', '.join(first)} and {last} are taken as one subject{more}."]

@@ -6,14 +6,14 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from medsr_cli.errors import ArgumentsError, RunError, mention
+from medsr_cli.errors import ArgumentsError, RunError, mention, reason_of
 from medsr_cli.formats.atomic import atomic_file
 from medsr_cli.training.validation import Score, mean_gain
 
@@ -37,10 +37,20 @@ class RunIdentity:
     pack: str
     """SHA-256 of the packed file's header, which lists every image and its SHA-256."""
     validation: list[str]
-    """Subjects to validate on."""
+    """Subjects to validate on, by their `numbers_of`: names stay in the packed file alone."""
     config: dict[str, int | float | bool | str]
     networks: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of the networks that the losses compare with, by role."""
+
+
+def numbers_of(subjects: Sequence[str], chosen: Collection[str]) -> list[str]:
+    """The chosen ones of a packed file's subjects, as the run writes them down: `subject 3` for the third."""
+    return [f"subject {number}" for number, subject in enumerate(subjects, 1) if subject in chosen]
+
+
+def subjects_of(subjects: Sequence[str], numbers: Collection[str]) -> list[str]:
+    """The reverse of `numbers_of`."""
+    return [subject for number, subject in enumerate(subjects, 1) if f"subject {number}" in numbers]
 
 
 class WorkFolder:
@@ -65,7 +75,7 @@ class WorkFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            msg = f"{self.folder} cannot be made ({error.strerror})."
+            msg = f"{mention(self.folder)} cannot be made ({reason_of(error)})."
             raise RunError(msg, "Choose another place with -o.") from error
         try:
             with FileLock(self._lock, timeout=0):
@@ -137,8 +147,17 @@ class WorkFolder:
 class Log:
     """One JSON line for each validation; the file is replaced as a whole, so that a line is never torn."""
 
-    def __init__(self, path: Path, until_step: int) -> None:
-        self._path = path
+    def __init__(self, path: Path, until_step: int, subjects: Sequence[str] = (), *, named: bool = False) -> None:
+        """Go on with a log.
+
+        Args:
+            path: the file.
+            until_step: the step that the run goes on from.
+            subjects: those of the packed file, in order; they are written as `subject 3`, and volumes not at all.
+            named: write names, which the card is to tell.
+        """
+        self._path, self._named = path, named
+        self._numbers = {subject: f"subject {number}" for number, subject in enumerate(subjects, 1)}
         # What came after the state that is gone on from will come again.
         self._lines = [line for line in _read_lines(path) if json.loads(line)["step"] <= until_step]
 
@@ -147,12 +166,19 @@ class Log:
 
         `gain_db` is in the unit of the scores: dB, Dice, or shares of the image.
         """
-        volumes = [{**_table(score), "gain": score.gain} for score in scores]
+        volumes = [self._told({**_table(score), "gain": score.gain}) for score in scores]
         entry = {"step": step, "loss": loss, "seconds": round(seconds, 1), "gain_db": mean_gain(scores)}
         self._lines = [line for line in self._lines if json.loads(line)["step"] != step]
         self._lines.append(json.dumps({**entry, "volumes": volumes}))
         with atomic_file(self._path, overwrite=True) as file:
             file.write(("\n".join(self._lines) + "\n").encode())
+
+    def _told(self, volume: dict[str, Any]) -> dict[str, Any]:
+        if self._named:
+            return volume
+        subject = volume["subject"]
+        plain = {name: value for name, value in volume.items() if name != "name"}
+        return {**plain, "subject": self._numbers.setdefault(subject, f"subject {len(self._numbers) + 1}")}
 
     @property
     def entries(self) -> list[dict[str, Any]]:

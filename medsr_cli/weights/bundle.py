@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, NoReturn
 
 from medsr_cli import __version__
-from medsr_cli.errors import ArgumentsError, WeightsError
+from medsr_cli.errors import ArgumentsError, WeightsError, mention, reason_of
 from medsr_cli.weights.manifest import MAX_BYTES, Entry, Manifest, parse_entry
 from medsr_cli.weights.store import CHUNK_BYTES, Digest, Record, Store, digest_file, new_git_blob, parse_record
 
@@ -63,7 +63,7 @@ def check_suffix(path: Path) -> None:
         ArgumentsError: it is neither.
     """
     if path.suffix.lower() not in SUFFIXES:
-        msg = f"{path.name} is neither a .zip nor a .tar file."
+        msg = f"{mention(path.name)} is neither a .zip nor a .tar file."
         raise ArgumentsError(msg, "Give the bundle one of these endings.")
 
 
@@ -119,7 +119,7 @@ def read_bundle(path: Path, store: Store, manifest: Manifest) -> list[Arrived]:
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         _refuse(path, f"it is not a readable archive ({str(error)[:120]})", error)
     except OSError as error:
-        _refuse(path, f"it cannot be read ({error.strerror})", error)
+        _refuse(path, f"it cannot be read ({reason_of(error)})", error)
 
 
 def _write_zip(file: BinaryIO, text: bytes, paths: list[tuple[str, Path]]) -> None:
@@ -207,7 +207,7 @@ def _read_list(path: Path, members: _Members) -> list[_Item]:
 
 
 def _parse_item(path: Path, data: Any, number: int) -> _Item:
-    where = f"{path.name}, checkpoint {number + 1}"
+    where = f"{mention(path.name)}, checkpoint {number + 1}"
     match data:
         case {"entry": dict(entry_data), "record": record_data, "file": str(file), "bytes": int(size)} if (
             isinstance(data.get("sha256"), str) and 0 < size <= MAX_BYTES
@@ -288,5 +288,5 @@ def _member(entry: Entry) -> str:
 
 
 def _refuse(path: Path, reason: str, error: Exception | None = None) -> NoReturn:
-    msg = f"{path.name} is not a bundle that can be imported: {reason}."
+    msg = f"{mention(path.name)} is not a bundle that can be imported: {reason}."
     raise WeightsError(msg, "Make it again with medsr weights bundle export.") from error

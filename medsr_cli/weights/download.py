@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from medsr_cli.errors import WeightsError
+from medsr_cli.errors import WeightsError, reason_of
 from medsr_cli.weights.fetch import (
     Answer,
     exchange,
@@ -284,7 +284,7 @@ class _Download:
         try:
             self.file.write(chunk)
         except OSError as error:
-            raise Failed("disk", f"{self.target.parent} cannot take it ({error.strerror})") from error
+            raise Failed("disk", f"{self.target.parent} cannot take it ({reason_of(error)})") from error
         self.sha256.update(chunk)
         if self.git_blob is not None:
             self.git_blob.update(chunk)
@@ -332,7 +332,7 @@ class _Download:
         try:
             self.file.flush()
         except OSError as error:
-            raise Failed("disk", f"{self.target.parent} cannot take it ({error.strerror})") from error
+            raise Failed("disk", f"{self.target.parent} cannot take it ({reason_of(error)})") from error
         return Digest(self.received, sha256, git_blob)
 
     def _git_blob_of_file(self) -> str:
@@ -344,7 +344,7 @@ class _Download:
                 while chunk := self.file.read(CHUNK_BYTES):
                     self.git_blob.update(chunk)
             except OSError as error:
-                raise Failed("disk", f"{self.target.parent} cannot take it ({error.strerror})") from error
+                raise Failed("disk", f"{self.target.parent} cannot take it ({reason_of(error)})") from error
         return self.git_blob.hexdigest() if self.git_blob is not None else ""
 
     def _refuse_status(self, answer: Answer) -> NoReturn:

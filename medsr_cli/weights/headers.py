@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from medsr_cli.errors import WeightsError
+from medsr_cli.errors import WeightsError, mention, reason_of
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 10_000_000
@@ -50,7 +50,7 @@ def read_header(path: Path) -> Header:
                 _refuse(path, f"its first 8 bytes claim a header of {length} bytes")
             text = file.read(length)
     except OSError as error:
-        msg = f"{path} cannot be read ({error.strerror})."
+        msg = f"{mention(path)} cannot be read ({reason_of(error)})."
         raise WeightsError(msg, "Check the path.") from error
     try:
         parsed = json.loads(text.decode())
@@ -89,5 +89,5 @@ def _read_tensors(path: Path, parsed: dict[str, object], data_bytes: int) -> dic
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:
-    msg = f"{path.name} is not a whole safetensors file: {reason}."
+    msg = f"{mention(path.name)} is not a whole safetensors file: {reason}."
     raise WeightsError(msg, "Fetch it again, or convert a .pt checkpoint with medsr weights import.")

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from medsr_cli.errors import WeightsError
+from medsr_cli.errors import WeightsError, mention, reason_of
 from medsr_cli.weights.manifest import Entry
 from medsr_cli.weights.store import Digest
 
@@ -62,7 +62,8 @@ class ModelCard:
         stated = self.facts.get("sha256")
         if stated != digest.sha256:
             found = f"states the sha256 {stated}" if isinstance(stated, str) and stated else "states no sha256"
-            msg = f"{self.name} {found}, but that of the checkpoint is {digest.sha256}: it is the card of another file."
+            which = f"that of the checkpoint is {digest.sha256}: it is the card of another file"
+            msg = f"{mention(self.name)} {found}, but {which}."
             raise WeightsError(msg, "Give the card that was written with the checkpoint.")
         gaps = {
             "the licence of the weights (license)": says_nothing(self.licence),
@@ -71,7 +72,7 @@ class ModelCard:
         }
         missing = [words for words, absent in gaps.items() if absent]
         if missing:
-            msg = f"{self.name} does not say {', nor '.join(missing)}."
+            msg = f"{mention(self.name)} does not say {', nor '.join(missing)}."
             raise WeightsError(msg, "Add it to the card: whoever gets the checkpoint needs to know.")
 
 
@@ -86,13 +87,13 @@ def read_card(path: Path, checkpoint: Path) -> ModelCard:
             data = file.read(MAX_CARD_BYTES + 1)
         text = data.decode()
     except FileNotFoundError as error:
-        msg = f"{checkpoint.name} has no model card: {path} is not there."
+        msg = f"{mention(checkpoint.name)} has no model card: {mention(path)} is not there."
         raise WeightsError(msg, "medsr finetune writes one beside its checkpoint; --card names another.") from error
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"The card {path} cannot be read as text."
+        msg = f"The card {mention(path)} cannot be read as text."
         raise WeightsError(msg, "Check the path given with --card.") from error
     if len(data) > MAX_CARD_BYTES:
-        msg = f"The card {path} has more than {MAX_CARD_BYTES} bytes."
+        msg = f"The card {mention(path)} has more than {MAX_CARD_BYTES} bytes."
         raise WeightsError(msg, "Give the card alone.")
     front = _front_matter(text)
     facts = front.get("medsr") if front else None
@@ -128,18 +129,18 @@ def picture_beside(card: ModelCard, name: str) -> bytes | None:
     path = card.path.parent / name
     if name not in _PICTURE.findall(card.data.decode()) or not path.is_file():
         return None
-    remedy = f"Put the picture right, or take the line that shows it out of {card.name}."
+    remedy = f"Put the picture right, or take the line that shows it out of {mention(card.name)}."
     try:
         with path.open("rb") as file:
             data = file.read(MAX_PICTURE_BYTES)
     except OSError as error:
-        msg = f"{path} cannot be read ({error.strerror})."
+        msg = f"{mention(path)} cannot be read ({reason_of(error)})."
         raise WeightsError(msg, remedy) from error
     if len(data) == MAX_PICTURE_BYTES:
-        msg = f"{name}, which {card.name} shows, has {MAX_PICTURE_BYTES} bytes or more."
+        msg = f"{mention(name)}, which {mention(card.name)} shows, has {MAX_PICTURE_BYTES} bytes or more."
         raise WeightsError(msg, remedy)
     if not _is_png(data):
-        msg = f"{name}, which {card.name} shows, is not a whole PNG, or holds more than a picture."
+        msg = f"{mention(name)}, which {mention(card.name)} shows, is not a whole PNG, or holds more than a picture."
         raise WeightsError(msg, remedy)
     return data
 

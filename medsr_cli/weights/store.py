@@ -34,7 +34,7 @@ from importlib import resources
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from medsr_cli.errors import WeightsError
+from medsr_cli.errors import WeightsError, reason_of
 from medsr_cli.weights.headers import read_header
 from medsr_cli.weights.manifest import Entry, parse_entry
 
@@ -264,7 +264,7 @@ class Store:
         try:
             file = part.open("r+b" if part.exists() else "w+b")
         except OSError as error:
-            msg = f"{folder} cannot be written ({error.strerror})."
+            msg = f"{folder} cannot be written ({reason_of(error)})."
             raise WeightsError(msg, "Set MEDSR_HOME to a folder that you may write.") from error
         try:
             with file:
@@ -277,7 +277,7 @@ class Store:
             worth_keeping = resume and isinstance(error, (KeepPart, KeyboardInterrupt))
             _leave(part, folder / f"{target.name}.part" if worth_keeping else None)
             if isinstance(error, OSError):
-                msg = f"{target} cannot be written ({error.strerror or error})."
+                msg = f"{target} cannot be written ({reason_of(error)})."
                 raise WeightsError(msg, "Make room on the disk, or set MEDSR_HOME to another one.") from error
             raise
 
@@ -307,7 +307,7 @@ def digest_file(path: Path) -> Digest:
                 sha256.update(chunk)
                 git_blob.update(chunk)
     except OSError as error:
-        msg = f"{path} cannot be read ({error.strerror})."
+        msg = f"{path} cannot be read ({reason_of(error)})."
         raise WeightsError(msg, "Check the disk and the permissions.") from error
     return Digest(size, sha256.hexdigest(), git_blob.hexdigest())
 
@@ -349,7 +349,7 @@ def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        msg = f"{folder} cannot be made ({error.strerror})."
+        msg = f"{folder} cannot be made ({reason_of(error)})."
         raise WeightsError(msg, "Set MEDSR_HOME to a folder that you may write.") from error
     return folder
 

@@ -41,7 +41,9 @@ def invents(monkeypatch):
 
 def test_the_map_is_the_difference_on_the_inputs_grid(medsr, scan, tmp_path):
     where, report = tmp_path / "map.nii.gz", tmp_path / "r.json"
-    ended = medsr("upscale", scan, "-m", "bicubic", "-s", 2.5, "--consistency-map", where, "--report", report)
+    ended = medsr(
+        "upscale", scan, "-m", "bicubic", "-s", 2.5, "--consistency-map", where, "--report", report, "--log-paths"
+    )
     assert ended.code == 0, ended.err
     before, after, shown = nib.load(scan), nib.load(ended.out.splitlines()[0]), nib.load(where)
     assert ended.out.splitlines()[1] == str(where)
@@ -99,7 +101,7 @@ def test_maps_of_a_batch_stand_beside_the_results(medsr, scan, tmp_path):
     assert "several inputs" in refused.err
     ended = medsr("upscale", scan, other, "-m", "bicubic", "-s", 2, "-o", out, "--consistency-map", "m.nii.gz")
     assert ended.code == 0, ended.err
-    assert sorted(p.name for p in out.iterdir()) == [
+    assert sorted(p.name for p in out.glob("[!.]*")) == [
         "other_x2-bicubic.nii.gz", "other_x2-bicubic_consistency.nii.gz",
         "scan_x2-bicubic.nii.gz", "scan_x2-bicubic_consistency.nii.gz",
     ]  # fmt: skip

@@ -28,7 +28,21 @@ def tree(tmp_path: Path) -> Path:
 
 def test_evaluate_prints_a_table_and_writes_all_three(medsr, tree, tmp_path):
     checkpoint = save_checkpoint(tmp_path / "tiny.safetensors")
-    run = ("evaluate", tree, "-m", "rdst", "--weights", checkpoint, "-s", 2, "-o", tmp_path / "out", "--seed", 1)
+    run = (
+        "evaluate",
+        tree,
+        "-m",
+        "rdst",
+        "--weights",
+        checkpoint,
+        "-s",
+        2,
+        "-o",
+        tmp_path / "out",
+        "--seed",
+        1,
+        "--log-paths",
+    )
     ended = medsr(*run)
     assert ended.code == 0, ended.err
     lines = [line.split("\t") for line in ended.out.splitlines()]
@@ -70,7 +84,8 @@ def test_exit_codes_of_evaluate(medsr, tree, tmp_path):
     some = medsr("evaluate", tree, "-m", "bicubic", "-s", 2)
     assert some.code == 3
     assert "psnr" in some.out
-    assert "broken.nii.gz" in some.err
+    assert "broken.nii.gz" not in some.err
+    assert "broken.nii.gz" in medsr("evaluate", tree, "-m", "bicubic", "-s", 2, "--log-paths").err
     only_broken = medsr("evaluate", tree, "-m", "bicubic", "--include", "broken*")
     assert only_broken.code == 6
     assert medsr("evaluate", tree, "--weights", "rdst-x4-oasis-e1", "-s", 4).code == 5
@@ -97,7 +112,7 @@ def test_guides_come_from_the_folder_and_can_be_shuffled(medsr, tree, tmp_path):
         save_nifti(tree / subject / "T1.nii.gz", anatomy(SHAPE, seed=7 + at))
     checkpoint = guided_network(tmp_path / "guided.safetensors")
     run = ("evaluate", tree, "-m", f"cohft={checkpoint}", "-s", 2, "--target", "T2*", "--guide-name", "T1*")
-    ended = medsr(*run, "--shuffle-guides", "--report", tmp_path / "r.json")
+    ended = medsr(*run, "--shuffle-guides", "--log-paths", "--report", tmp_path / "r.json")
     assert ended.code == 0, ended.err
     report = json.loads((tmp_path / "r.json").read_text())
     assert {row["volume"] for row in report["slices"]} == {"one/T2.nii.gz", "two/T2.nii.gz"}

@@ -23,7 +23,7 @@ def checkpoint(tmp_path, monkeypatch):
 
 def test_writes_a_file_and_prints_its_path(medsr, tmp_path, checkpoint):
     output = tmp_path / "small.onnx"
-    ended = medsr("export", "-m", "msgan", "--weights", checkpoint, "-o", output)
+    ended = medsr("export", "-m", "msgan", "--weights", checkpoint, "-o", output, "--log-paths")
     assert (ended.code, ended.out) == (0, f"{output}\n"), ended.err
     for word in ("small.safetensors", "opset 20", "x4", "image to intermediate, enlarged", "Largest difference"):
         assert word in ended.err
@@ -50,9 +50,9 @@ def test_one_json_line(medsr, tmp_path, checkpoint):
         (("-o", "a.onnx", "--opset", "12"), 2, "opset 12"),
         (("-o", "a.pt"), 2, ".onnx"),
         (("-o", "a.onnx", "--precision", "bf16"), 2, "bf16"),
-        (("-o", "a.onnx", "-m", "nonsense"), 2, "nonsense"),
+        (("-o", "a.onnx", "-m", "nonsense"), 2, "There is no method called"),
         (("-o", "a.onnx", "-m", "uscyclegan"), 5, "--weights"),
-        (("-o", "a.onnx", "--modality", "pet"), 2, "pet"),
+        (("-o", "a.onnx", "--modality", "pet"), 2, "mr, ct, us or xr"),
         ((), 2, "--output"),
     ],
 )

@@ -504,7 +504,7 @@ def test_two_channels_of_one_name_are_not_written_over_each_other(medsr, tmp_pat
     run = ("upscale", "-m", "rdst", "-s", 2, "-o", tmp_path / "out", "--overwrite")
     ended = medsr(*run, "--weights", checkpoint, "--channels", ",".join(map(str, paths)))
     assert ended.code == 2
-    assert "both become" in ended.err
+    assert "Give them different names" in ended.err
     assert not (tmp_path / "out").exists()
     ended = medsr("upscale", *paths, "-m", "bicubic", "-s", 2, "-o", tmp_path / "out", "--overwrite")
     assert ended.code == 3
@@ -599,7 +599,7 @@ def test_what_cannot_be_is_refused_before_the_work(medsr, scan, ultrasound, tmp_
 def test_skip_existing_counts_the_maps_too(medsr, scan, tmp_path):
     run = ("upscale", scan, "-m", "bicubic", "-s", 2, "-o", tmp_path / "t.nii.gz")
     assert medsr(*run).code == 0
-    ended = medsr(*run, "--tta", "--spread", "--skip-existing")
+    ended = medsr(*run, "--tta", "--spread", "--skip-existing", "--log-paths")
     assert ended.code == 2
     assert "t_spread.nii.gz does not" in ended.err
     assert medsr(*run, "--tta", "--spread", "--overwrite").code == 0

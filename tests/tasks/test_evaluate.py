@@ -20,12 +20,13 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from medsr_cli import formats
 from medsr_cli.engines.engine import Interpolation
 from medsr_cli.engines.wrapped import Colours, Realigned
-from medsr_cli.errors import ArgumentsError, InputRefused, WeightsError
+from medsr_cli.errors import ArgumentsError, InputRefused, WeightsError, unmarked
 from medsr_cli.evaluation.page import page_html
 from medsr_cli.evaluation.protocols import PROTOCOLS
 from medsr_cli.evaluation.results import Results, Row, csv_text, json_text
 from medsr_cli.networks.checkpoint import save_network
 from medsr_cli.networks.seg_unet import SegUnet, SegUnetConfig
+from medsr_cli.provenance.discretion import begin, discreet_text, id_of
 from medsr_cli.tasks.evaluate import EvaluateRequest, evaluate
 from medsr_cli.tasks.evaluation_inputs import Choice, Opened, images_of, other_slices
 from medsr_cli.tasks.evaluation_models import contenders_of, for_first_centres
@@ -142,7 +143,7 @@ def test_the_same_seed_gives_the_same_report(tree, checkpoint):
 
 def test_csv_and_json_say_the_same(tree, checkpoint):
     done = evaluate(request(tree, f"rdst={checkpoint},lanczos"))
-    lines = list(csv.DictReader(io.StringIO(csv_text(done.results))))
+    lines = list(csv.DictReader(io.StringIO(discreet_text(csv_text(done.results)))))
     slices = json.loads(json_text(done.report()))["slices"]
     assert len(lines) == len(slices) == 2 * 3 * 3
     for line, record in zip(lines, slices, strict=True):
@@ -190,7 +191,7 @@ def test_protocol_and_scales_follow_the_method(tree):
 def test_models_are_told_apart(tmp_path):
     a, b = (save_checkpoint(tmp_path / name) for name in ("a.safetensors", "b.safetensors"))
     found = contenders_of(f"rdst={a},rdst={b}", None, ModelRequest(), shuffle_guides=False)
-    assert [one.label for one in found] == ["bicubic", "a", "b"]
+    assert [unmarked(one.label) for one in found] == ["bicubic", "a", "b"]
     for text, weights in (("rdst,rdst", None), ("rdst,miassr", "x"), (",", None), ("rdst=", None), ("bicubic", "x")):
         with pytest.raises(ArgumentsError):
             contenders_of(text, weights, ModelRequest(), shuffle_guides=False)
@@ -202,14 +203,14 @@ def test_a_checkpoint_called_bicubic_is_not_replaced_by_bicubic(tree, tmp_path):
     a, b = (save_checkpoint(tmp_path / name) for name in ("bicubic.safetensors", "b.safetensors"))
     text = f"rdst={a},rdst={b}"
     found = contenders_of(text, None, ModelRequest(), shuffle_guides=False)
-    assert [(one.label, one.is_baseline) for one in found] == [
+    assert [(unmarked(one.label), one.is_baseline) for one in found] == [
         ("bicubic", True),
         ("bicubic (rdst)", False),
         ("b", False),
     ]
     done = evaluate(request(tree, text, slices=1))
-    assert done.results.models == ["bicubic", "bicubic (rdst)", "b"]
-    psnr = {row.model: row.values["psnr"] for row in done.results.rows if row.subject == "one"}
+    assert list(map(unmarked, done.results.models)) == ["bicubic", "bicubic (rdst)", "b"]
+    psnr = {unmarked(row.model): row.values["psnr"] for row in done.results.rows if row.subject == "one"}
     assert psnr["bicubic (rdst)"] == psnr["b"] != psnr["bicubic"]
     for wrong in (f"bicubic={a}", f"lanczos={a}"):
         with pytest.raises(ArgumentsError, match="no weights"):
@@ -221,7 +222,10 @@ def test_one_bad_file_does_not_stop_the_others(tree):
     done = evaluate(request(tree, "bicubic"))
     assert [name for name, _ in done.failed] == ["two/broken.nii.gz"]
     assert {row.subject for row in done.results.rows} == {"one", "two"}
+    assert done.report()["failed"][0]["image"] == f"{id_of(tree / 'two' / 'broken.nii.gz')}.nii.gz"
+    begin(shown=True)
     assert done.report()["failed"][0]["image"] == "two/broken.nii.gz"
+    begin()
 
 
 def test_nothing_usable_is_refused(tmp_path):
@@ -369,7 +373,7 @@ def test_guides_and_masks_are_those_that_finetune_finds(tree):
         "two/T2.nii.gz": "two/T1.nii.gz",
     }
     assert [image.labels and image.labels.path.name for image in chosen.images] == [None, "lesion_mask.nii.gz"]
-    assert "one/T1_in_T2.nii.gz guides one/T2.nii.gz." in chosen.notes
+    assert "one/T1_in_T2.nii.gz guides one/T2.nii.gz." in map(unmarked, chosen.notes)
     tree_found = find_tree(tree, formats.is_image_name)
     attached = attach(tree_found, Rules(guided=True, guides=("T1*",)), lambda image: formats.open_image(image.path))
     assert (chosen.images, chosen.notes, chosen.left_out) == (attached.images, attached.notes, attached.skipped)
@@ -380,7 +384,9 @@ def test_guides_and_masks_are_those_that_finetune_finds(tree):
     assert [image.name for image in some.images] == ["one/T2.nii.gz", "two/T2.nii.gz"]
     assert list(some.unguided) == ["one/T2.nii.gz"]
     assert "52 x 58 x 3 voxels" in some.unguided["one/T2.nii.gz"]
-    assert some.left_out == ["two/lesion_mask.nii.gz was left out: by its name it is a mask or a label map."]
+    assert list(map(unmarked, some.left_out)) == [
+        "two/lesion_mask.nii.gz was left out: by its name it is a mask or a label map."
+    ]
 
 
 def test_a_mask_belongs_to_its_own_image_though_another_is_measured(tmp_path):
@@ -397,7 +403,7 @@ def test_sessions_of_one_person_are_one_subject_and_can_be_chosen(tree):
         save_nifti(tree / f"p3_s{session}" / "T2.nii.gz", anatomy(SHAPE, seed=session))
     chosen = images_of(Choice(tree))
     assert [image.subject for image in chosen.images] == ["one", "p3", "p3", "two"]
-    assert chosen.notes == ["p3_s1 and p3_s2 are taken as one subject."]
+    assert list(map(unmarked, chosen.notes)) == ["p3_s1 and p3_s2 are taken as one subject."]
     for pattern, count in (("p3", 2), ("p3_s2", 1), ("*", 4)):
         assert len(images_of(Choice(tree, subjects=(pattern,))).images) == count
 
@@ -420,7 +426,11 @@ def test_the_page_shows_the_table_and_a_few_slices(tree, checkpoint):
     np.testing.assert_allclose(page.comparisons[0].images[-1].pixels, data[..., 1].T[::-1], atol=1e-3)
     html = page_html(page)
     assert "worse by rdst than by bicubic" in html
-    assert "one/T2.nii.gz" in html
+    assert "one/T2.nii.gz" not in html
+    assert f"{id_of(tree / 'one' / 'T2.nii.gz')}.nii.gz" in html
+    begin(shown=True)
+    assert "one/T2.nii.gz" in page_html(page_of(done))
+    begin()
 
 
 def test_pairs_and_masks_of_the_shared_data():

@@ -28,6 +28,7 @@ from medsr_cli.errors import (
     QualityGateFailed,
     RunError,
     WeightsError,
+    unmarked,
 )
 from medsr_cli.formats import atomic
 from medsr_cli.networks import load_network
@@ -64,7 +65,7 @@ class Ear:
         pass
 
     def note(self, sentence):
-        self.notes.append(sentence)
+        self.notes.append(unmarked(sentence))
 
     def step(self, done, total, loss):
         self.steps.append(done)
@@ -493,7 +494,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_state_goes_on(request_, monkey
     monkeypatch.setattr("medsr_cli.training.state.atomic_file", full)
     with pytest.raises(RunError, match="full") as caught:
         finetune(request_, Ear())
-    assert "out.work: --resume" in caught.value.remedy
+    assert "out.work: --resume" in unmarked(caught.value.remedy)
     monkeypatch.undo()
     assert names(request_.output.parent) == ["out.work"]
     assert read_state(request_.output.parent / "out.work" / "state.pt")["step"] == (6 if name != "state.pt" else 0)

@@ -6,7 +6,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from medsr_cli import formats
-from medsr_cli.errors import ArgumentsError, InputRefused
+from medsr_cli.errors import ArgumentsError, InputRefused, unmarked
 from medsr_cli.training.companions import Rules, attach, in_brief, is_called, misfit
 from medsr_cli.training.gather import Found, find_tree, pack_images, subject_of
 from medsr_cli.training.own_results import is_own_result
@@ -45,7 +45,10 @@ class Headers:
         return type("Reader", (), {"volume": volume, "path": found.path})()
 
     def attach(self, folder=".", **rules):
-        return attach(find_tree(self.root / folder, formats.is_image_name), Rules(**rules), self)
+        attached = attach(find_tree(self.root / folder, formats.is_image_name), Rules(**rules), self)
+        for said in (attached.skipped, attached.notes):
+            said[:] = map(unmarked, said)
+        return attached
 
 
 def masks(attached):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medsr_cli.errors import ArgumentsError, InputRefused
+from medsr_cli.errors import ArgumentsError, InputRefused, unmarked
 from medsr_cli.training.companions import Rules, attach
 from medsr_cli.training.gather import (
     Found,
@@ -184,7 +184,9 @@ def test_one_person_is_on_one_side_of_the_split(tmp_path):
     (tmp_path / "other_s1").mkdir()
     (tmp_path / "other_s1" / "1.dcm").write_bytes(b"")
     tree = find_tree(tmp_path, is_npy)
-    assert tree.notes == ["ms_p00_s1 and ms_p00_s2 are taken as one subject, and so are the sessions of 8 others."]
+    assert list(map(unmarked, tree.notes)) == [
+        "ms_p00_s1 and ms_p00_s2 are taken as one subject, and so are the sessions of 8 others."
+    ]
     assert {image.subject for image in tree.labels} == set(patients)
     assert {image.subject for image in tree.images} == {*patients, "other_s1"}
     assert attach(tree, Rules(labels=False), lambda image: ArrayReader(image.path)).notes == tree.notes
@@ -202,7 +204,7 @@ def test_sessions_of_dicom_files_are_one_person_and_flat_files_are_not(tmp_path)
     series = ["1.1", "1.2"]
     tree = find_tree(tmp_path, is_npy, series_of=lambda path: series)
     assert sorted(image.subject for image in tree.images) == ["p1"] * 4 + ["p2_s1", "p2_s2"]
-    assert tree.notes == ["p1_visit1 and p1_visit2 are taken as one subject."]
+    assert list(map(unmarked, tree.notes)) == ["p1_visit1 and p1_visit2 are taken as one subject."]
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 20, 61])
@@ -286,7 +288,7 @@ def test_what_cannot_be_trained_on_is_left_out_with_a_reason(tmp_path):
     gathered = pack(found, tmp_path / "p.safetensors", ear)
     assert PackedSlices(tmp_path / "p.safetensors").subjects == ["good"]
     assert gathered.skipped == ear.notes
-    reasons = {note.split(" ")[0]: note for note in ear.notes}
+    reasons = {note.split(" ")[0]: note for note in map(unmarked, ear.notes)}
     for name, words in {
         "constant.npy": "all its pixels are equal",
         "painted.npy": "4 distinct values",
@@ -398,7 +400,7 @@ def test_a_mirrored_low_resolution_image_leaves_its_image_out(tmp_path):
     gathered = pack(found, tmp_path / "p.safetensors")
     assert (gathered.volumes, gathered.lows) == (1, 1)
     ways = ("upside down", "left to right", "in the reverse order of slices")
-    assert gathered.skipped == [
+    assert list(map(unmarked, gathered.skipped)) == [
         f"{name}/a.npy was left out: its low-resolution partner l.npy fits better {how}, so the two are not of one "
         "orientation."
         for name, how in zip(("down", "across", "reverse"), ways, strict=True)
@@ -414,10 +416,12 @@ def test_a_pipe_is_no_image(tmp_path):
 def test_a_copy_is_told_by_its_path(tmp_path):
     found = [Found(save(tmp_path / s / "T2.npy", phantom(0)), s, f"{s}/T2.npy") for s in "ab"]
     gathered = pack(found, tmp_path / "p.safetensors")
-    assert gathered.skipped == ["b/T2.npy was left out: it is the same image as a/T2.npy."]
+    assert list(map(unmarked, gathered.skipped)) == ["b/T2.npy was left out: it is the same image as a/T2.npy."]
     held = [replace(found[0], validation=True), found[0]]
     gathered = pack(held, tmp_path / "q.safetensors")
-    assert gathered.skipped == ["a/T2.npy was left out: it is the same image as a/T2.npy (to validate on)."]
+    assert list(map(unmarked, gathered.skipped)) == [
+        "a/T2.npy was left out: it is the same image as a/T2.npy (to validate on)."
+    ]
 
 
 def test_a_low_resolution_image_of_other_values_has_its_own_range(tmp_path):
@@ -468,7 +472,7 @@ def test_an_image_whose_guide_is_damaged_is_left_out(tmp_path):
     )
     gathered = pack([found, flat, image_file(tmp_path / "b.npy", 1)], tmp_path / "p.safetensors")
     assert PackedSlices(tmp_path / "p.safetensors").subjects == ["b"]
-    assert ["damaged" in s or "f.npy cannot be used" in s for s in gathered.skipped] == [True, True]
+    assert ["damaged" in s or "f.npy cannot be used" in unmarked(s) for s in gathered.skipped] == [True, True]
 
 
 def colour(seed):

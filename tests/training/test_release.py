@@ -21,7 +21,7 @@ from medsr_cli.training.recipe import recipe_named
 from medsr_cli.training.release import best_network, precision_cost_db, refuse_worse, rounded_to_half
 from medsr_cli.training.state import TrainingState
 from medsr_cli.training.validation import CentreScore, ConditionFigures, OverlapScore, VolumeScore
-from medsr_cli.training.workfolder import Log, RunIdentity, WorkFolder
+from medsr_cli.training.workfolder import Log, RunIdentity, WorkFolder, numbers_of, subjects_of
 from medsr_cli.volume.degradation import DEGRADATIONS
 from tests.training.anatomy import tiny_network
 
@@ -339,5 +339,20 @@ def test_the_log_that_is_kept_names_nobody(tmp_path):
     assert "Doe" not in kept
     assert "Poe" not in kept
     assert [v["subject"] for v in json.loads(kept)["volumes"]] == ["subject 1", "subject 2"]
-    assert "Doe^Jane/MRN123_T1w" in log.to_keep(named=True).decode()
-    assert "Doe^Jane" in (tmp_path / "log.jsonl").read_text()
+    assert "Doe" not in (tmp_path / "log.jsonl").read_text()
+    named = Log(tmp_path / "named.jsonl", 0, named=True)
+    named.add(0, None, 1.0, [score(0.5)])
+    assert "Doe^Jane/MRN123_T1w" in named.to_keep(named=True).decode()
+    assert "Doe" not in named.to_keep(named=False).decode()
+
+
+def test_subjects_are_numbered_by_their_place_in_the_packed_file(tmp_path):
+    subjects = ["Poe", "Doe^Jane", "Roe"]
+    log = Log(tmp_path / "log.jsonl", 0, subjects)
+    log.add(0, None, 1.0, [score(0.5)])
+    assert log.entries[0]["volumes"][0]["subject"] == "subject 2"
+    assert "name" not in log.entries[0]["volumes"][0]
+    numbers = numbers_of(subjects, {"Roe", "Poe"})
+    assert numbers == ["subject 1", "subject 3"]
+    assert subjects_of(subjects, numbers) == ["Poe", "Roe"]
+    assert subjects_of(subjects, ["Poe"]) == []
