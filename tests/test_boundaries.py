@@ -37,7 +37,7 @@ ROOMS = {
 }
 FOREIGN = {
     "cli": {"typer", "click", "rich"},
-    "tasks": {"numpy", "torch", "PIL", "yaml", "packaging", "psutil"},
+    "tasks": {"numpy", "torch", "PIL", "yaml", "packaging", "psutil", "distributed"},
     "engines": {"numpy", "torch", "onnx", "onnxruntime", "psutil"},
     "formats": {"numpy", "nibabel", "pydicom", "SimpleITK", "PIL", "isal", "gdcm", "scipy", "h5py", "png", "zlib"},
     "weights": {"yaml", "huggingface_hub", "filelock"},
@@ -54,8 +54,12 @@ SOCKETS = {
     *("urllib3", "requests", "httpx", "aiohttp", "huggingface_hub"),
 }
 """Libraries that open connections."""
-WRITERS = {"formats/atomic.py", "weights/store.py", "training/workfolder.py"}
-"""Results are written by `formats/atomic.py` alone; the store keeps its downloads, a training removes its work."""
+WRITERS = {
+    *("formats/atomic.py", "formats/delivery.py", "weights/store.py", "training/workfolder.py"),
+    *("tasks/batch_locks.py", "tasks/batch_record.py"),
+}
+"""Results are written by `formats/atomic.py` alone, and by `delivery` into a hub's folder that is there already; the
+store keeps its downloads, a training removes its work; a batch adds lines to its record and has files for locks."""
 
 
 def modules() -> list[Path]:

@@ -30,9 +30,8 @@ from scipy.ndimage import gaussian_filter  # noqa: E402
 
 from medsr_cli import formats  # noqa: E402
 from medsr_cli.engines.pipeline import Queue  # noqa: E402
-from medsr_cli.formats.contract import ReadOptions  # noqa: E402
+from medsr_cli.formats.contract import Derivation, ReadOptions  # noqa: E402
 from medsr_cli.tasks.enlarge import Enlarger, Stream, _Batch, _Outlet  # noqa: E402
-from medsr_cli.tasks.job import derivation_of  # noqa: E402
 from medsr_cli.tasks.magnification import Magnification  # noqa: E402
 from medsr_cli.tasks.model import Model, ModelRequest, degradation_of, load_model  # noqa: E402
 from medsr_cli.tasks.progress import Silent  # noqa: E402
@@ -138,7 +137,7 @@ class Bench:
 
     def write(self) -> None:
         """Encode, compress and write every slice, onto the disk, and read it back."""
-        derivation = derivation_of(self.model, self.reader.volume, self.result)
+        derivation = Derivation(self.model.method, self.model.scale, "medsr")
         with formats.create_image(self.target, self.reader, self.result, derivation, overwrite=True) as writer:
             for number in range(self.result.slices):
                 writer.write(self.stored[number % len(self.stored)])

@@ -12,8 +12,18 @@ import pytest
 from medsr_cli.engines.pipeline import Pipeline, Queue
 
 
+@pytest.fixture(autouse=True)
+def _others():
+    """Threads that earlier tests have left behind are none of these."""
+    OTHERS.clear()
+    OTHERS.update(threading.enumerate())
+
+
+OTHERS: set[threading.Thread] = set()
+
+
 def threads() -> set[str]:
-    return {t.name for t in threading.enumerate() if t.name.startswith("medsr")}
+    return {t.name for t in set(threading.enumerate()) - OTHERS if t.name.startswith("medsr")}
 
 
 def queue(longest: int = 2, limit_bytes: int = 1 << 30) -> Queue:
